@@ -1,0 +1,216 @@
+"""The contracts. Everything else in Hansa is an implementation of one of these, or a user of them.
+
+Read them in the order of a round: an :class:`Algorithm` says what is broadcast, what a client does with its :class:`Learner`, and
+how the sum becomes the next state; :class:`Transform` stands between client and sum; an :class:`Engine` decides where it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+import numpy as np
+
+from hansa.core.blocks import Block, Client, LoadedBlock, Table
+from hansa.core.local import Plan, Trained
+from hansa.core.metrics import Metrics
+from hansa.core.params import Array, Kinds, Params
+from hansa.core.updates import Failure, Gathered, Total, Update
+
+State: TypeAlias = dict[str, Any]
+"""A tree: dictionaries whose leaves are arrays or plain JSON values. Whatever an algorithm knows between two rounds is in it."""
+
+Collective = Literal["sum", "gather"]
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What all parties agree on about the data after the first exchange, and before the first round.
+
+    features:     names of the columns, or empty where the features are one array.
+    shape, dtype: of one prepared example.
+    classes:      labels in ascending order for classification, else None.
+    rows:         training rows of all clients together (some objectives need it: scikit-learn's C is per sum, not per mean).
+    preparation:  the fitted preparation as plain JSON values, None where there is none.
+    preparer:     turns a raw table into a prepared one, given ``preparation``; None where there is none.
+    """
+
+    features: tuple[str, ...] = ()
+    shape: tuple[int, ...] = ()
+    dtype: str = "float64"
+    classes: tuple[Any, ...] | None = None
+    rows: int = 0
+    preparation: Any = field(default=None, repr=False)
+    preparer: Preparer | None = field(default=None, repr=False)
+
+
+class Preparer(Protocol):
+    """Applies a fitted preparation at a client."""
+
+    def prepare(self, table: Table, fitted: Any) -> Table: ...
+
+
+@dataclass(frozen=True)
+class Message:
+    """What a client receives. Never changed by its receiver.
+
+    extra:  what else the algorithm needs at the clients: arrays and plain JSON values.
+    keeps:  for algorithms with client state: what a client that has none yet starts from; None for algorithms without.
+    """
+
+    params: Params = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    keeps: Params | None = None
+
+
+class Learner(Protocol):
+    """What is trained. One file per framework. A learner is immutable; :meth:`bind` gives the one that knows the data."""
+
+    needs: frozenset[str]
+    """Facts of the data it cannot work without: "classes", "two classes" or "numbers" for labels."""
+    can: frozenset[str]
+    """What it offers beyond the least: "train", "gradient", "hessian"."""
+
+    def bind(self, schema: Schema) -> Learner: ...
+
+    def arrays(self, table: Table) -> Table:
+        """The table as arrays of the learner's own dtype, labels encoded by the schema's classes."""
+        ...
+
+    def init(self, seed: int) -> Params: ...
+
+    def kinds(self) -> Kinds: ...
+
+    def train(self, params: Params, block: LoadedBlock, plan: Plan) -> Trained:
+        """Local training of every client from the same ``params``; the result is stacked (clients, ...)."""
+        ...
+
+    def gradient(self, params: Params, block: LoadedBlock) -> Update:
+        """Full gradient of each client's mean loss: values ``gradient/<name>``, metric ``loss``."""
+        ...
+
+    def hessian(self, params: Params, block: LoadedBlock) -> Update:
+        """As :meth:`gradient`, with ``hessian`` (clients, p, p) over the flattened params as well."""
+        ...
+
+    def losses(self, candidates: Sequence[Params], block: LoadedBlock) -> Update:
+        """Each client's mean loss, penalty included, under several params: values ``losses`` (clients, candidates)."""
+        ...
+
+    def evaluate(self, params: Params, block: LoadedBlock) -> Metrics:
+        """Metrics of each client's table as (sum, count), each (clients,)."""
+        ...
+
+    def predict(self, params: Params, x: Array) -> np.ndarray: ...
+
+    def export(self, params: Params) -> Any:
+        """What the user came for: a fitted scikit-learn estimator, an ``nn.Module``."""
+        ...
+
+
+@runtime_checkable
+class Algorithm(Protocol):
+    """How the clients' work becomes one model; both halves in one file. State in, state out.
+
+    ``state["params"]`` is always the global model; ``state["done"]`` may be set to True when nothing is left to improve.
+    """
+
+    collective: Collective
+    needs: frozenset[str]
+    """Which of a learner's abilities it uses: "train", "gradient", "hessian"."""
+
+    def init(self, params: Params, kinds: Kinds) -> State: ...
+
+    def broadcast(self, state: State, round: int, rate: float) -> Message:
+        """``rate`` is the learning-rate schedule's factor for this round."""
+        ...
+
+    def work(self, learner: Learner, message: Message, block: LoadedBlock) -> Update: ...
+
+    def update(self, state: State, total: Any) -> State:
+        """``total`` is a :class:`Total` for the sum, a :class:`Gathered` for gather."""
+        ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a transform stands: which run and round, and whose update it is (empty at the server)."""
+
+    seed: int
+    round: int
+    clients: tuple[Client, ...] = ()
+    keys: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
+
+
+class Transform(Protocol):
+    """Clip, noise, quantise, sparsify, mask: two halves, composed like a pipeline.
+
+    guarantee: what it promises about privacy, shown in every report: "none", "heuristic", or a formal one.
+    linear:    the client half commutes with the sum, so that it may stand before the ``sum`` collective.
+    """
+
+    guarantee: str
+
+    def client(self, update: Update, context: Context) -> Update:
+        """Applied to a block's stacked update, in the order of the job."""
+        ...
+
+    def server(self, total: Total, context: Context) -> Total:
+        """Applied to the sum, in reverse order."""
+        ...
+
+
+class ClientStore(Protocol):
+    """Where clients keep their own state. Entries are versioned by round, so that a resumed run reads what it read before."""
+
+    def read(self, client: str, before: int) -> Params | None:
+        """The newest entry of a client from a round earlier than ``before``."""
+        ...
+
+    def write(self, round: int, states: Mapping[str, Params]) -> None:
+        """Keep the entries of several clients, id -> params in NumPy arrays, all or none; keep the version before them."""
+        ...
+
+
+Result: TypeAlias = "Update | Total | Failure"
+Call: TypeAlias = "Callable[[Any, Block], Result]"
+"""A piece of work as a value: called with the worker that holds the data and the block."""
+
+
+class Collectives(Protocol):
+    """The handle that the members of a gang share. Every member must make the same calls in the same order."""
+
+    rank: int
+    size: int
+
+    def all_gather(self, value: Any) -> list[Any]: ...
+
+    def all_reduce(self, value: Array) -> Array: ...
+
+    def broadcast(self, value: Any, root: int = 0) -> Any: ...
+
+    def barrier(self) -> None: ...
+
+
+class Engine(Protocol):
+    """Where the work runs."""
+
+    def start(self, learner: Learner, clients: Sequence[Client], store: ClientStore) -> None: ...
+
+    def map(self, call: Call, blocks: Sequence[Block]) -> Iterator[tuple[int, Result]]:
+        """Do the call on every block; yield (block number, result) in any order. Failures are values."""
+        ...
+
+    def gang(self, function: Callable[[Collectives], R], members: int) -> list[R]:
+        """Run ``function`` in ``members`` co-started members that share collectives: all results, or one error."""
+        ...
+
+    def stop(self) -> None: ...
+
+
+__all__ = [
+    "Algorithm", "Call", "ClientStore", "Collective", "Collectives", "Context", "Engine", "Gathered", "Learner", "Message",
+    "Preparer", "Result", "Schema", "State", "Transform",
+]  # fmt: skip

@@ -1,0 +1,90 @@
+"""Client state: control variates, personal layers, error feedback. It stays with the client, keyed by its id.
+
+Entries are versioned by the round that wrote them. A round that is repeated after a crash reads the version from before it, and
+so computes the same; only the newest version before the round that writes is kept beside it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from hansa.core.params import Params
+
+
+class MemoryStore:
+    """Keeps the state in this process."""
+
+    def __init__(self) -> None:
+        self._versions: dict[str, dict[int, Params]] = {}
+
+    def read(self, client: str, before: int) -> Params | None:
+        versions = [round for round in self._versions.get(client, {}) if round < before]
+        return self._versions[client][max(versions)] if versions else None
+
+    def write(self, round: int, states: Mapping[str, Params]) -> None:
+        for client, state in states.items():
+            before = [r for r in self._versions.get(client, {}) if r < round]
+            self._versions[client] = {r: self._versions[client][r] for r in before[-1:]} | {round: state}
+
+
+class DiskStore:
+    """Keeps the state in one SQLite file; memory does not grow with the number of clients."""
+
+    _SCHEMA = (
+        "CREATE TABLE IF NOT EXISTS state (client TEXT, round INTEGER, name TEXT, dtype TEXT, shape TEXT, data BLOB, "
+        "PRIMARY KEY (client, round, name)) WITHOUT ROWID"
+    )
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._connection: sqlite3.Connection | None = None
+
+    def __getstate__(self) -> dict[str, Path]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Path]) -> None:
+        self.path, self._connection = state["path"], None
+
+    def _open(self) -> sqlite3.Connection:
+        # Opened on first use, so that a run without client state has no file and a worker process has its own connection.
+        if self._connection is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=NORMAL")
+            self._connection.execute(self._SCHEMA)
+            self.path.chmod(0o600)
+        return self._connection
+
+    def read(self, client: str, before: int) -> Params | None:
+        if self._connection is None and not self.path.exists():
+            return None
+        rows = self._open().execute(
+            "SELECT name, dtype, shape, data FROM state WHERE client = ?1 AND round = "
+            "(SELECT max(round) FROM state WHERE client = ?1 AND round < ?2)",
+            (client, before),
+        )
+        state = {
+            name: np.frombuffer(data, dtype=dtype).reshape([int(n) for n in shape.split(",") if n]).copy()
+            for name, dtype, shape, data in rows
+        }
+        return state or None
+
+    def write(self, round: int, states: Mapping[str, Params]) -> None:
+        connection = self._open()
+        connection.execute("BEGIN IMMEDIATE")
+        for client, state in states.items():
+            connection.execute(
+                "DELETE FROM state WHERE client = ?1 AND (round >= ?2 OR round < "
+                "(SELECT max(round) FROM state WHERE client = ?1 AND round < ?2))",
+                (client, round),
+            )
+            for name, value in state.items():
+                array = np.ascontiguousarray(value)
+                row = (client, round, name, array.dtype.str, ",".join(map(str, array.shape)), array.tobytes())
+                connection.execute("INSERT INTO state VALUES (?, ?, ?, ?, ?, ?)", row)
+        connection.execute("COMMIT")

@@ -1,0 +1,41 @@
+"""The engine of this process: no other processes, no threads, any debugger. The reference that all engines equal bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from hansa.core.blocks import Block, Client
+from hansa.core.contracts import Call, ClientStore, Collectives, Engine, Learner, Result
+from hansa.core.gang import run_threads
+from hansa.core.worker import Worker, attempt
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Inline:
+    """Do the work here, block after block."""
+
+    def build(self) -> Engine:
+        return InlineEngine()
+
+
+class InlineEngine:
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
+
+    def start(self, learner: Learner, clients: Sequence[Client], store: ClientStore) -> None:
+        self._worker = Worker(learner, clients, store)
+
+    def map(self, call: Call, blocks: Sequence[Block]) -> Iterator[tuple[int, Result]]:
+        assert self._worker is not None, "start the engine first"
+        for block in blocks:
+            yield block.number, attempt(call, self._worker, block)
+
+    def gang(self, function: Callable[[Collectives], R], members: int) -> list[R]:
+        return run_threads(function, members)
+
+    def stop(self) -> None:
+        self._worker = None
