@@ -38,8 +38,8 @@ class FedAvg:
     def init(self, params: Params, kinds: Kinds) -> State:
         return {"params": params, "kinds": dict(kinds), "server": self.server.init(with_kind(params, kinds, "weight"))}
 
-    def broadcast(self, state: State, round: int, rate: float) -> Message:
-        return Message(state["params"], {"rate": rate})
+    def broadcast(self, state: State, round: int) -> Message:
+        return Message(state["params"], {"rate": state["rate"]})
 
     def plan(self, message: Message) -> Plan:
         return Plan(self.local, rate=self.local.learning_rate * message.extra["rate"])

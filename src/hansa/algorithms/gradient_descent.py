@@ -29,10 +29,9 @@ class GradientDescent:
 
     def init(self, params: Params, kinds: Kinds) -> State:
         weights = with_kind(params, kinds, "weight")
-        return {"params": params, "kinds": dict(kinds), "rate": 1.0, "server": self.server.init(weights)}
+        return {"params": params, "kinds": dict(kinds), "server": self.server.init(weights)}
 
-    def broadcast(self, state: State, round: int, rate: float) -> Message:
-        state["rate"] = rate
+    def broadcast(self, state: State, round: int) -> Message:
         return Message(state["params"])
 
     def work(self, learner: Learner, message: Message, block: LoadedBlock) -> Update:

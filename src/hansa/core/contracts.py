@@ -92,7 +92,8 @@ class Learner(Protocol):
         ...
 
     def hessian(self, params: Params, block: LoadedBlock) -> Update:
-        """As :meth:`gradient`, with ``hessian`` (clients, p, p) over the flattened params as well."""
+        """As :meth:`gradient`, with ``objective`` (clients,), the mean loss with its penalty, and ``hessian`` (clients, p, p) over
+        the flattened params."""
         ...
 
     def losses(self, candidates: Sequence[Params], block: LoadedBlock) -> Update:
@@ -114,7 +115,9 @@ class Learner(Protocol):
 class Algorithm(Protocol):
     """How the clients' work becomes one model; both halves in one file. State in, state out.
 
-    ``state["params"]`` is always the global model; ``state["done"]`` may be set to True when nothing is left to improve.
+    ``state["params"]`` is always the global model. The loop sets ``state["rate"]``, the learning-rate schedule's factor for the
+    round, and ``state["population"]``, the number of all clients; an algorithm sets ``state["done"]`` to True when nothing is left
+    to improve.
     """
 
     collective: Collective
@@ -123,9 +126,7 @@ class Algorithm(Protocol):
 
     def init(self, params: Params, kinds: Kinds) -> State: ...
 
-    def broadcast(self, state: State, round: int, rate: float) -> Message:
-        """``rate`` is the learning-rate schedule's factor for this round."""
-        ...
+    def broadcast(self, state: State, round: int) -> Message: ...
 
     def work(self, learner: Learner, message: Message, block: LoadedBlock) -> Update: ...
 

@@ -134,7 +134,7 @@ class Schedule:
 
     @property
     def steps_per_epoch(self) -> np.ndarray:
-        return -(-self.rows // self.batch)
+        return np.asarray(-(-self.rows // self.batch))
 
     @property
     def steps(self) -> np.ndarray:

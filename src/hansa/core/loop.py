@@ -5,15 +5,18 @@ It is a pure step from one state to the next. Who repeats it, saves the state an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from hansa.core import metrics as metric
 from hansa.core.blocks import Block
 from hansa.core.contracts import Algorithm, Call, Context, Engine, Schema, State, Transform
 from hansa.core.errors import Diverged, InputError, RunFailed
 from hansa.core.metrics import Metrics
+from hansa.core.params import size_in_bytes
 from hansa.core.reduction import Tree, gather
 from hansa.core.updates import Failure, Gathered, Total, Update
 from hansa.core.worker import EvaluateCall, Weighting, WorkCall
@@ -30,10 +33,12 @@ def unobserved(stage: str) -> None:
 class Terms:
     """What stays the same over the rounds of a run.
 
+    population: the number of all clients.
     quorum: the least share of a cohort's clients that must give a result. At 1.0 the first failure ends the run.
     """
 
     seed: int
+    population: int
     weighting: Weighting = "examples"
     quorum: float = 1.0
     transforms: tuple[Transform, ...] = ()
@@ -41,11 +46,17 @@ class Terms:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One round's end: the next state, the training metrics (totals), and the failures that the quorum allowed."""
+    """One round's end: the next state, the training metrics (totals), and the failures that the quorum allowed.
+
+    clients:              how many gave a result.
+    bytes_down, bytes_up: what the round moves, uncompressed: the message to every client of the cohort, and their updates back.
+    """
 
     state: State
     metrics: Metrics = field(default_factory=dict)
     clients: int = 0
+    bytes_down: int = 0
+    bytes_up: int = 0
     failures: tuple[Failure, ...] = ()
 
 
@@ -63,7 +74,8 @@ def play_round(
 ) -> Outcome:
     """Play one round: one exchange with the cohort's clients."""
     observe("broadcast")
-    message = algorithm.broadcast(state, round, rate)
+    state = {**state, "rate": rate, "population": terms.population}
+    message = algorithm.broadcast(state, round)
     call = WorkCall(algorithm, message, schema, terms.seed, round, terms.weighting, terms.transforms)
     observe("work")
     total, failures = collect(engine, call, blocks, algorithm.collective, terms.quorum, round)
@@ -74,9 +86,18 @@ def play_round(
             total = transform.server(total, context)
     observe("update")
     state = algorithm.update(state, total)
-    metrics = total.metrics if isinstance(total, Total) else metric.totals(total.metrics)
-    clients = total.clients if isinstance(total, Total) else len(total.clients)
-    return Outcome(state, metrics, clients, failures)
+    down = size_in_bytes(message.params) + _array_bytes(message.extra)
+    cohort = sum(len(block.members) for block in blocks)
+    if isinstance(total, Total):
+        return Outcome(state, total.metrics, total.clients, down * cohort, _array_bytes(total.values) * total.clients, failures)
+    clients = len(total.clients)
+    return Outcome(state, metric.totals(total.metrics), clients, down * cohort, _array_bytes(total.values), failures)
+
+
+def _array_bytes(values: Any) -> int:
+    if isinstance(values, Mapping):
+        return sum(_array_bytes(value) for value in values.values())
+    return int(np.prod(values.shape)) * values.dtype.itemsize if hasattr(values, "dtype") else 0
 
 
 def collect(

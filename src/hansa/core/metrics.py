@@ -8,12 +8,15 @@ because nobody may see both.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 Metrics: TypeAlias = dict[str, tuple[np.ndarray, np.ndarray]]
 """name -> (sum, count), float64: of shape (clients,) for a block, scalars for a total."""
+
+HIGHER_IS_BETTER = frozenset({"accuracy", "auc", "r2"})
+"""Metrics that grow as the model gets better; all others are losses."""
 
 
 def totals(metrics: Metrics) -> Metrics:
@@ -21,7 +24,7 @@ def totals(metrics: Metrics) -> Metrics:
     return {name: (_ordered_sum(total), _ordered_sum(count)) for name, (total, count) in metrics.items()}
 
 
-def _ordered_sum(values: np.ndarray) -> np.ndarray:
+def _ordered_sum(values: np.ndarray) -> Any:
     # cumsum adds strictly from left to right; sum() would pair, and pair differently for other lengths.
     return np.cumsum(values, dtype=np.float64)[-1] if len(values) else np.float64(0.0)
 

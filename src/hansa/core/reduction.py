@@ -87,7 +87,9 @@ def gather(updates: list[Update]) -> Gathered:
     values = {}
     for name, value in first.values.items():
         parts = [update.values[name] for update in updates]
-        values[name] = [item for part in parts for item in part] if isinstance(value, list) else array_namespace(value).concat(parts)
+        values[name] = (
+            [item for part in parts for item in part] if isinstance(value, list) else array_namespace(value).concat(parts)
+        )
     metrics = {
         name: tuple(xp_weight.concat([update.metrics[name][side] for update in updates]) for side in (0, 1))
         for name in first.metrics
@@ -96,5 +98,5 @@ def gather(updates: list[Update]) -> Gathered:
         clients=tuple(client for update in updates for client in update.clients),
         values=values,
         weight=xp_weight.concat([update.weight for update in updates]),
-        metrics=metrics,  # type: ignore[arg-type]  # a tuple of two by construction
+        metrics=metrics,
     )

@@ -33,39 +33,33 @@ class Worker:
         self._learner = learner
         self._bound: tuple[Schema | None, Learner] = (None, learner)
         self._keep = keep
-        self._data: OrderedDict[tuple[int, Schema | None], Splits] = OrderedDict()
+        self._data: OrderedDict[tuple[int, bool], Splits] = OrderedDict()
 
     def learner(self, schema: Schema | None) -> Learner:
-        """The learner that knows the data; bound once for each schema."""
+        """The learner that knows the data; bound once for each schema, which also drops what was prepared for another."""
         if schema is None:
             return self._learner
         if self._bound[0] is not schema and self._bound[0] != schema:
             self._bound = (schema, self._learner.bind(schema))
+            self._data.clear()
         return self._bound[1]
 
     def table(self, position: int, split: str, schema: Schema | None) -> Table:
         """A client's rows: as loaded without a schema, as the learner's arrays with one."""
-        entry = (position, None if schema is None else id(self.learner(schema)))
-        splits = self._data.get(entry)  # type: ignore[call-overload]
+        learner, entry = self.learner(schema), (position, schema is None)
+        splits = self._data.get(entry)
         if splits is None:
             splits = self.clients[position].load()
             if schema is not None:
-                splits = {name: self._prepared(table, schema) for name, table in splits.items()}
-            self._data[entry] = splits  # type: ignore[index]
+                splits = {name: _prepared(table, schema, learner) for name, table in splits.items()}
+            self._data[entry] = splits
             if len(self._data) > self._keep:
                 self._data.popitem(last=False)
         else:
-            self._data.move_to_end(entry)  # type: ignore[arg-type]
+            self._data.move_to_end(entry)
         if split not in splits:
             raise InputError(f"client {self.clients[position].id}: has no {split!r} rows; set split.{split} above 0 in the job")
         return splits[split]
-
-    def _prepared(self, table: Table, schema: Schema) -> Table:
-        if schema.preparer is not None:
-            table = schema.preparer.prepare(table, schema.preparation)
-        table = self.learner(schema).arrays(table)
-        # Aligned and contiguous: NumPy and BLAS take other code paths for other layouts, and those give other bits.
-        return Table(np.require(table.x, requirements=["A", "C"]), None if table.y is None else np.require(table.y, requirements=["A", "C"]))
 
     def load(self, block: Block, call: WorkCall | EvaluateCall, split: str) -> LoadedBlock:
         clients = tuple(self.clients[position] for position in block.members)
@@ -73,6 +67,15 @@ class Worker:
         rows = np.array([len(table) for table in tables], dtype=np.float64)
         weight = rows if call.weighting == "examples" else np.ones(len(tables))
         return LoadedBlock(block.number, clients, tables, weight, call.seed, call.round)
+
+
+def _prepared(table: Table, schema: Schema, learner: Learner) -> Table:
+    if schema.preparer is not None:
+        table = schema.preparer.prepare(table, schema.preparation)
+    table = learner.arrays(table)
+    # Aligned and contiguous: NumPy and BLAS take other code paths for other layouts, and those give other bits.
+    x, y = (None if array is None else np.require(array, requirements=["A", "C"]) for array in (table.x, table.y))
+    return Table(x, y)
 
 
 @dataclass(frozen=True)

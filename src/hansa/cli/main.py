@@ -1,0 +1,169 @@
+"""`hansa`: one verb per thing that a user wants. Exit codes: 0 done, 2 bad input, 3 failed run, 130 interrupted.
+
+Verbs import what they need when they run, so that `hansa --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hansa import __version__
+from hansa.core.errors import HansaError, InputError
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 3, 130
+
+job_argument = click.argument("job", metavar="JOB.toml", type=click.Path(path_type=Path))
+run_argument = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object for machines.")
+quiet_option = click.option("--quiet", is_flag=True, help="Show no progress.")
+set_option = click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change a value of the job, as algorithm.mu=0.1; repeatable.")
+runs_option = click.option("--runs", default="runs", show_default=True, type=click.Path(path_type=Path), help="Folder that holds the run folders.")
+
+
+class Group(click.Group):
+    """Turns Hansa's errors into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            click.echo(f"hansa: {error}", err=True)
+            ctx.exit(BAD_INPUT)
+        except HansaError as error:
+            click.echo(f"hansa: {error}", err=True)
+            ctx.exit(FAILED)
+        except KeyboardInterrupt:
+            click.echo("hansa: interrupted; go on with: hansa resume RUN (hansa runs lists them)", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+def example(text: str) -> str:
+    return f"Example: {text}"
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="hansa")
+def main() -> None:
+    """Train one model from data that stays where it is.
+
+    Start with `hansa demo`; then `hansa new > job.toml` and `hansa run job.toml`.
+    """
+
+
+@main.command(epilog=example("hansa run job.toml --set algorithm.local.epochs=5"))
+@job_argument
+@set_option
+@runs_option
+@json_option
+@quiet_option
+def run(job: Path, overrides: tuple[str, ...], runs: Path, as_json: bool, quiet: bool) -> None:
+    """Do a job and keep everything about it in a new run folder."""
+    from hansa.cli import show
+    from hansa.job import load
+    from hansa.runs import run as start
+
+    show.run(start(load(job, overrides), directory=runs, quiet=quiet or as_json), as_json)
+
+
+@main.command(epilog=example("hansa resume runs/20260102-030405-hospitals"))
+@run_argument
+@json_option
+@quiet_option
+def resume(folder: Path, as_json: bool, quiet: bool) -> None:
+    """Go on with a run that was interrupted, failed or killed; the end is the same to the last bit."""
+    from hansa.cli import show
+    from hansa.runs import resume as go_on
+
+    show.run(go_on(folder, quiet=quiet or as_json), as_json)
+
+
+@main.command(epilog=example("hansa compare job.toml --repeats 10"))
+@job_argument
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(1), help="Different splits to average over.")
+@set_option
+@runs_option
+@json_option
+@quiet_option
+def compare(job: Path, repeats: int, overrides: tuple[str, ...], runs: Path, as_json: bool, quiet: bool) -> None:
+    """Run a job, and set it beside each client alone and all rows pooled."""
+    from hansa.cli import show
+    from hansa.job import load
+
+    show.compared(load(job, overrides), repeats, runs, as_json, quiet or as_json)
+
+
+@main.command(epilog=example("hansa demo"))
+@click.option("--repeats", default=10, show_default=True, type=click.IntRange(1), help="Different splits to average over.")
+@runs_option
+@json_option
+@quiet_option
+def demo(repeats: int, runs: Path, as_json: bool, quiet: bool) -> None:
+    """Four hospitals learn together: real data, every way to learn, one table, one report."""
+    from hansa.cli import show
+    from hansa.cli.starter import starter_job
+
+    show.compared(starter_job(), repeats, runs, as_json, quiet or as_json, title="Who has heart disease? Four hospitals, 920 patients (UCI, 1988)")
+
+
+@main.command(epilog=example("hansa report runs/20260102-030405-hospitals"))
+@run_argument
+@json_option
+def report(folder: Path, as_json: bool) -> None:
+    """Write a run's report.html anew; it opens offline."""
+    from hansa.cli import show
+    from hansa.tracking.folder import RunFolder
+    from hansa.tracking.report import write_report
+
+    show.line({"report": str(write_report(RunFolder.open(folder)))}, as_json)
+
+
+@main.command(epilog=example("hansa runs --runs experiments"))
+@runs_option
+@json_option
+def runs(runs: Path, as_json: bool) -> None:
+    """List the runs in a folder, newest first."""
+    from hansa.cli import show
+
+    show.runs(runs, as_json)
+
+
+@main.command(epilog=example("hansa data job.toml --picture clients.svg"))
+@job_argument
+@click.option("--picture", type=click.Path(path_type=Path), help="Draw rows and labels per client into this SVG file.")
+@set_option
+@json_option
+def data(job: Path, picture: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Show a job's clients: rows, labels and features of each."""
+    from hansa.cli import show
+    from hansa.job import load
+
+    show.data(load(job, overrides), picture, as_json)
+
+
+@main.command(epilog=example("hansa new > job.toml"))
+@json_option
+def new(as_json: bool) -> None:
+    """Print a commented starter job."""
+    from hansa.cli import show
+    from hansa.cli.starter import starter_text
+
+    show.text("job", starter_text(), as_json)
+
+
+@main.command(epilog=example("hansa schema > job.schema.json"))
+@json_option
+def schema(as_json: bool) -> None:
+    """Print the JSON Schema of a job, for editors and checks."""
+    from hansa.cli import show
+    from hansa.job import Job
+    from hansa.options import json_schema
+
+    show.line(json_schema(Job), True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

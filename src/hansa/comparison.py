@@ -1,0 +1,161 @@
+"""Ways to learn, side by side: each client alone, all rows pooled, and the job's own algorithm, over repeated splits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
+from statistics import fmean, stdev
+from typing import Any
+
+from threadpoolctl import threadpool_limits
+
+from hansa import training
+from hansa.algorithms.newton import LARGEST, Newton
+from hansa.core import metrics as metric
+from hansa.core.blocks import Client
+from hansa.core.metrics import Metrics
+from hansa.core.params import Params
+from hansa.data import recipes
+from hansa.job import Job
+
+OVERALL = "overall"
+Scores = dict[str, dict[str, float]]
+"""metric -> client or "overall" -> value"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to learn. values: metric -> client or "overall" -> (mean, standard error over the repeats)."""
+
+    name: str
+    values: dict[str, dict[str, tuple[float, float]]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table: a row per way to learn, a column per client's own test rows and one over all of them."""
+
+    clients: tuple[str, ...]
+    metrics: tuple[str, ...]
+    rows: tuple[Row, ...]
+    repeats: int
+    sentence: str
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON-plain values."""
+        rows = [{"name": row.name, "values": {m: {c: list(v) for c, v in by.items()} for m, by in row.values.items()}} for row in self.rows]
+        return {
+            "metrics": list(self.metrics), "clients": list(self.clients), "rows": rows, "repeats": self.repeats, "sentence": self.sentence,
+        }  # fmt: skip
+
+
+def compare(
+    job: Job, *, repeats: int = 5, algorithms: Sequence[Any] = (), progress: Callable[[int, int, str], None] = lambda done, of, what: None
+) -> Comparison:
+    """Train in every way on ``repeats`` different splits (seeds job.seed, job.seed + 1, ...) and compare on held-out rows.
+
+    Alone and pooled are trained to the optimum by Newton's method where the learner offers a Hessian, else by the job's own algorithm
+    with one client. ``algorithms`` are further ones to compare; without any, Newton's method is added where it can be used.
+    """
+    extra = tuple(algorithms) or ((Newton(),) if "hessian" in job.learner.can and job.algorithm.name != "newton" else ())
+    names = ["each client alone", "all rows pooled", *(_title(algorithm) for algorithm in (job.algorithm, *extra))]
+    results: dict[str, list[Scores]] = {name: [] for name in names}
+    with threadpool_limits(1):
+        for repeat in range(repeats):
+            one = replace(job, seed=job.seed + repeat, evaluation=replace(job.evaluation, every=job.rounds.count))
+            clients = training.clients_of(one)
+            ways: list[Callable[[], Scores]] = [lambda o=one, c=clients: _alone(o, c), lambda o=one, c=clients: _pooled(o, c)]  # type: ignore[misc]
+            ways += [lambda o=one, c=clients, a=a: _together(replace(o, algorithm=a), c) for a in (job.algorithm, *extra)]  # type: ignore[misc]
+            for place, (name, way) in enumerate(zip(names, ways, strict=True)):
+                progress(repeat * len(names) + place, repeats * len(names), name)
+                results[name].append(way())
+    shown = tuple(name for name in ("auc", "accuracy", "mse", "loss") if name in results[names[1]][0])[:2]
+    ids = tuple(client.id for client in training.clients_of(job))
+    rows = tuple(Row(name, {m: {c: _mean_and_error([r[m].get(c, float("nan")) for r in results[name]]) for c in (*ids, OVERALL)} for m in shown}) for name in names)
+    return Comparison(ids, shown, rows, repeats, sentence_on(rows, ids, shown[0]))
+
+
+def _title(algorithm: Any) -> str:
+    titles = {"fedavg": "federated averaging", "newton": "exact federated Newton", "fedprox": "federated averaging, proximal"}
+    return titles.get(algorithm.name, algorithm.name.replace("_", " "))
+
+
+def _fit(job: Job, clients: Sequence[Client], lenient: bool) -> tuple[training.Setting, Any, Params]:
+    setting = training.open_setting(job, clients, lenient=lenient)
+    state = training.prepare(setting)
+    for state, _ in training.train(setting, state):  # noqa: B007  # the last state is what is wanted
+        pass
+    return setting, state["preparation"], training.chosen_params(job, state)
+
+
+def _optimum(job: Job, clients: Sequence[Client]) -> Job:
+    """The job that finds the best model of its own data: alone or pooled."""
+    if "hessian" not in job.learner.can:
+        return replace(job, partition=job.partition)
+    features = len(clients[0].load()["train"].x.columns) if hasattr(clients[0].load()["train"].x, "columns") else clients[0].load()["train"].x[0].size
+    return replace(job, algorithm=Newton(), rounds=replace(job.rounds, count=max(50, job.rounds.count), clients=1.0)) if features < LARGEST else job
+
+
+def _alone(job: Job, clients: Sequence[Client]) -> Scores:
+    own: list[Metrics] = []
+    for client in clients:
+        setting, preparation, params = _fit(_optimum(job, clients), [client], lenient=True)
+        schema, _ = setting.bound(preparation)
+        own.append(training.per_client(setting, schema, params, "test")[1])
+    return _scores([client.id for client in clients], own)
+
+
+def _pooled(job: Job, clients: Sequence[Client]) -> Scores:
+    setting, preparation, params = _fit(_optimum(job, clients), recipes.pooled(clients), lenient=True)
+    schema, _ = setting.bound(preparation)
+    setting.engine.start(job.learner, clients, training.MemoryStore())
+    everyone = replace(setting, clients=clients)
+    return _by_client(everyone, schema, params)
+
+
+def _together(job: Job, clients: Sequence[Client]) -> Scores:
+    setting, preparation, params = _fit(job, clients, lenient=False)
+    schema, _ = setting.bound(preparation)
+    return _by_client(setting, schema, params)
+
+
+def _by_client(setting: training.Setting, schema: Any, params: Params) -> Scores:
+    each, _ = training.per_client(setting, schema, params, "test")
+    own = [{name: (total[k], count[k]) for name, (total, count) in each.items()} for k in range(len(setting.clients))]
+    return _scores([client.id for client in setting.clients], own)
+
+
+def _scores(ids: Sequence[str], own: Sequence[Metrics]) -> Scores:
+    total: Metrics = {}
+    for one in own:
+        total = metric.add(total, one)
+    scores: Scores = {name: {OVERALL: value} for name, value in metric.values(total).items()}
+    for client, one in zip(ids, own, strict=True):
+        for name, value in metric.values(one).items():
+            scores[name][client] = value
+    return scores
+
+
+def _mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Mean and standard error over repeats, of those in which the metric exists (a test split may lack a class)."""
+    known = [value for value in values if value == value]  # noqa: PLR0124  # NaN is not equal to itself
+    if not known:
+        return float("nan"), float("nan")
+    return fmean(known), stdev(known) / sqrt(len(known)) if len(known) > 1 else float("nan")
+
+
+def sentence_on(rows: Sequence[Row], clients: Sequence[str], by: str) -> str:
+    """What the clients gained and what they did not share, in one sentence of figures."""
+    alone, pooled, together = rows[0], rows[1], rows[-1]
+    sign = 1.0 if by in metric.HIGHER_IS_BETTER else -1.0
+    gains = {c: sign * (together.values[by][c][0] - alone.values[by][c][0]) for c in clients}
+    gains = {c: gain for c, gain in gains.items() if gain == gain}  # noqa: PLR0124
+    best = max(gains, key=gains.__getitem__) if gains else None
+    label = {"auc": "AUC", "mse": "mean squared error"}.get(by, by)
+    figures = (
+        f"Learning together ({together.name}) gives a mean held-out {label} of {together.values[by][OVERALL][0]:.3f}, against "
+        f"{alone.values[by][OVERALL][0]:.3f} alone and {pooled.values[by][OVERALL][0]:.3f} on pooled rows"
+    )
+    most = f"; {best} gains most ({'+' if sign > 0 else '-'}{gains[best]:.3f})" if best is not None and gains[best] > 0 else ""
+    return f"{figures}{most}, and no client sent a single row: only sums over rows left it."

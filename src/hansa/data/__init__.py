@@ -1,0 +1,50 @@
+"""Where clients' data comes from: sources, partitions, each client's split, and what can be said of the data before training.
+
+Names are imported when they are first used, so that ``import hansa.data`` stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hansa.data.builtin import BuiltIn
+    from hansa.data.describe import Describe, Description, check
+    from hansa.data.facts import facts_of
+    from hansa.data.files import File
+    from hansa.data.memory import Memory, from_arrays, from_table, from_torch
+    from hansa.data.partition import IID, Column, Dirichlet, Partition, Shards
+    from hansa.data.recipes import central, clients, pooled, recipe
+    from hansa.data.sources import Rows, Source, Task
+    from hansa.data.split import Split
+
+_MODULES = {
+    "builtin": ("BuiltIn",),
+    "describe": ("Describe", "Description", "check"),
+    "facts": ("facts_of",),
+    "files": ("File",),
+    "memory": ("Memory", "from_arrays", "from_table", "from_torch"),
+    "partition": ("IID", "Column", "Dirichlet", "Partition", "Shards"),
+    "recipes": ("central", "clients", "pooled", "recipe"),
+    "sources": ("Rows", "Source", "Task"),
+    "split": ("Split",),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "IID", "BuiltIn", "Column", "Describe", "Description", "Dirichlet", "File", "Memory", "Partition", "Rows", "Shards", "Source",
+    "Split", "Task", "central", "check", "clients", "facts_of", "from_arrays", "from_table", "from_torch", "pooled", "recipe",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'hansa.data' has no attribute {name!r}")
+    value = getattr(import_module(f"hansa.data.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

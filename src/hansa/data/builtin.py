@@ -1,0 +1,121 @@
+"""Data sets that are at hand by name: shipped with Hansa, with scikit-learn, or fetched once from OpenML."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from hansa.core.blocks import Table
+from hansa.core.errors import InputError
+from hansa.data.sources import Rows, remembered
+
+SKLEARN = ("iris", "digits", "breast_cancer", "wine", "diabetes")
+IMAGES = {"mnist_784": "mnist_784", "fashion_mnist": "Fashion-MNIST"}
+"""Sets of 70,000 images of 28 x 28 pixels, with their names at OpenML (version 1 of each)."""
+
+CENTRAL = 10_000
+"""The last rows of a set of images are its central test set, as its authors split it."""
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A data set by its name.
+
+    ``heart_disease`` has four natural clients (hospitals) and missing values; the label is disease or none. The sets of
+    scikit-learn are data frames under their own feature names, ``digits`` an array (1797, 64) in [0, 1]; they have no natural
+    clients. ``mnist_784`` and ``fashion_mnist`` are float32 arrays (60000, 28, 28) in [0, 1] with a central test set of 10,000
+    images, read from ``<name>.npz`` (arrays ``x``, ``y``) in the folder ``$HANSA_DATA_HOME`` or ``~/.cache/hansa``, where they are
+    put when they are fetched for the first time.
+    """
+
+    name: Literal[
+        "heart_disease", "iris", "digits", "breast_cancer", "wine", "diabetes", "mnist_784", "fashion_mnist"
+    ]  # fmt: skip
+
+    def read(self) -> Rows:
+        """All rows. Raises InputError when a set of images is neither in the data home nor can be fetched."""
+        if self.name == "heart_disease":
+            return remembered(self, _heart_disease)
+        if self.name in IMAGES:
+            path = data_home() / f"{self.name}.npz"
+            return remembered((self, path), lambda: _images(self.name, path))
+        return remembered(self, lambda: _sklearn(self.name))
+
+
+def data_home() -> Path:
+    """The folder of fetched data sets: ``$HANSA_DATA_HOME``, or ``~/.cache/hansa``."""
+    return Path(os.environ.get("HANSA_DATA_HOME") or "~/.cache/hansa").expanduser()
+
+
+def _heart_disease() -> Rows:
+    import pandas as pd
+
+    from hansa.data.tables import client_ids, plain_frame
+
+    frame = pd.read_csv(Path(__file__).parent / "vendored" / "heart_disease.csv")
+    return Rows(
+        x=plain_frame(frame.drop(columns=["id", "dataset", "num"])),
+        y=(frame["num"] > 0).to_numpy(dtype=np.int64),
+        client=client_ids(frame["dataset"], "column 'dataset'"),
+        test=None,
+        task="classification",
+    )
+
+
+def _sklearn(name: str) -> Rows:
+    from sklearn import datasets
+
+    if name == "digits":
+        digits = datasets.load_digits()
+        return Rows(digits.data / 16.0, digits.target.astype(np.int64), None, None, "classification")
+    from hansa.data.tables import plain_frame
+
+    bunch = getattr(datasets, f"load_{name}")(as_frame=True)
+    x, y = plain_frame(bunch.data), bunch.target.to_numpy()
+    if name == "diabetes":
+        return Rows(x, y.astype(np.float64), None, None, "regression")
+    return Rows(x, y.astype(np.int64), None, None, "classification")
+
+
+def _images(name: str, path: Path) -> Rows:
+    if not path.exists():
+        _fetch(name, path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            x, y = file["x"], file["y"]
+    except (KeyError, OSError, ValueError) as error:
+        raise InputError(f"{path}: is no file with the arrays x and y ({error}); delete it to fetch it again") from error
+    if len(x) != len(y) or len(x) <= CENTRAL:
+        raise InputError(
+            f"{path}: has {len(x):,} images and {len(y):,} labels, 70,000 of each belong there; delete it to fetch it again"
+        )
+    x = x.astype(np.float32).reshape(-1, 28, 28) / np.float32(255)
+    y = y.astype(np.int64)
+    return Rows(x[:-CENTRAL], y[:-CENTRAL], None, Table(x[-CENTRAL:], y[-CENTRAL:]), "classification")
+
+
+def _fetch(name: str, path: Path) -> None:
+    from sklearn.datasets import fetch_openml
+
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            bunch = fetch_openml(
+                IMAGES[name], version=1, data_home=folder, as_frame=False, n_retries=0, parser="liac-arff", return_X_y=False
+            )
+    except OSError as error:
+        raise InputError(
+            f"{path} does not exist, and {name} cannot be fetched from openml.org ({error}); "
+            f"set HANSA_DATA_HOME to the folder that holds {path.name}"
+        ) from error
+    x = bunch.data.astype(np.uint8).reshape(-1, 28, 28)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Written beside its place and moved there, so that a run that is killed leaves no half a file.
+    handle, half = tempfile.mkstemp(dir=path.parent, suffix=".npz")
+    with os.fdopen(handle, "wb") as file:
+        np.savez_compressed(file, x=x, y=bunch.target.astype(np.uint8))
+    os.replace(half, path)

@@ -1,0 +1,143 @@
+"""The exchange before the first round: every client tells facts of its data, so that a job is refused before it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from hansa.core.blocks import LoadedBlock, Table
+from hansa.core.contracts import Collective, Learner, Message, State
+from hansa.core.errors import InputError
+from hansa.core.params import Kinds, Params
+from hansa.core.updates import Update
+from hansa.data import rules
+from hansa.data.facts import facts_of
+from hansa.data.rules import Facts, Policy
+from hansa.data.sources import Task
+
+
+@dataclass(frozen=True)
+class Describe:
+    """An algorithm of one round without params, played without a schema: ``state["facts"]`` is client id -> facts."""
+
+    name: Literal["describe"] = "describe"
+
+    collective: Collective = field(default="gather", init=False, repr=False)
+    needs: frozenset[str] = field(default=frozenset(), init=False, repr=False)
+
+    def init(self, params: Params, kinds: Kinds) -> State:
+        return {"params": {}, "facts": {}}
+
+    def broadcast(self, state: State, round: int) -> Message:
+        return Message()
+
+    def work(self, learner: Learner, message: Message, block: LoadedBlock) -> Update:
+        # A block holds one split, and the facts are of all of them.
+        return Update({"facts": [facts_of(client.load()) for client in block.clients]}, block.weight)
+
+    def update(self, state: State, total: Any) -> State:
+        return {**state, "facts": dict(zip(total.clients, total.values["facts"], strict=True)), "done": True}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What all clients' data have in common.
+
+    features: names of the columns, empty where the features are one array.
+    shape:    of one example; (columns,) for a table.
+    dtype:    of the features.
+    classes:  labels in ascending order for classification, else None.
+    rows:     training rows of all clients together.
+    facts:    what each client told, by id (:mod:`hansa.data.facts`).
+    """
+
+    features: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    classes: tuple[Any, ...] | None
+    rows: int
+    task: Task
+    facts: Facts = field(repr=False)
+
+    def example(self) -> Table:
+        """One made-up raw row, without a label: mean numbers and the most frequent categories of the first client."""
+        columns = next(iter(self.facts.values()))["columns"]
+        if not self.features:
+            return Table(np.zeros((1, *self.shape), dtype=self.dtype))
+        import pandas as pd
+
+        return Table(pd.DataFrame({name: _typical(columns[name]) for name in self.features}))
+
+    def plain(self) -> dict[str, Any]:
+        """For reports, as JSON-plain values: ``task``, ``features``, ``classes``, ``rows``, and ``clients``, by id.
+
+        A client has ``rows`` by split and ``labels``, the training rows of each class by the label's text; or ``target``, the
+        ``mean``, ``std``, ``min`` and ``max`` of a regression's.
+        """
+        return {
+            "task": self.task,
+            "features": list(self.features),
+            "classes": None if self.classes is None else list(self.classes),
+            "rows": self.rows,
+            "clients": {client: {"rows": dict(own["rows"]), **self._labels(own["labels"])} for client, own in self.facts.items()},
+        }
+
+    def _labels(self, labels: Mapping[str, Any] | None) -> dict[str, Any]:
+        if labels is None:
+            return {}
+        if self.classes is None:
+            return {"target": {name: labels[name] for name in ("mean", "std", "min", "max")}}
+        counts = dict(labels["counts"]["train"])
+        return {"labels": {str(label): counts.get(label, 0) for label in self.classes}}
+
+
+def _typical(column: Mapping[str, Any]) -> Any:
+    import pandas as pd
+
+    if column["kind"] == "number":
+        return pd.Series([0.0 if column["mean"] is None else column["mean"]])
+    return pd.Series([next(iter(column["values"]), np.nan)], dtype=object)
+
+
+def check(
+    facts: Facts,
+    *,
+    task: Task,
+    needs: frozenset[str],
+    prepared: bool,
+    constant: Policy = "refuse",
+    single_class: Policy = "refuse",
+) -> Description:
+    """What the clients have in common. Raises InputError for the first thing that cannot work.
+
+    needs:         of the learner: "classes", "two classes", "numbers", "counts" (targets that are not negative).
+    prepared:      a preparation fills gaps and turns categories into numbers.
+    constant:      a column with one and the same value at all clients.
+    single_class:  a client whose training rows are all of one class: a mistake with natural clients, and the point of a partition
+                   that skews labels.
+    """
+    if not facts:
+        raise InputError("data: there are no clients; a job needs at least one")
+    facts = {client: facts[client] for client in sorted(facts)}
+    for client, own in facts.items():
+        if own["rows"]["train"] == 0:
+            raise InputError(f"client {client}: has no training rows; leave it out")
+    rules.same_columns(facts)
+    rules.usable_values(facts, prepared)
+    if constant == "refuse":
+        rules.no_constants(facts)
+    classes = rules.labels(facts, task, needs, single_class)
+    first = next(iter(facts.values()))
+    array = first["columns"]["x"] if first["layout"] == "array" else None
+    return Description(
+        features=() if array else tuple(first["columns"]),
+        shape=tuple(array["shape"]) if array else (len(first["columns"]),),
+        dtype=array["dtype"] if array else "float64",
+        classes=classes,
+        rows=sum(own["rows"]["train"] for own in facts.values()),
+        task=task,
+        facts=facts,
+    )

@@ -1,0 +1,164 @@
+"""Data that is already in memory: arrays, data frames, Arrow tables, PyTorch data sets. For Python only, not for a job's file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from hansa.core.blocks import Table
+from hansa.core.errors import InputError
+from hansa.data.sources import Rows, Task
+from hansa.data.tables import choose_features, client_ids, kind_of, labels_of, plain_frame, refuse_gaps
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """Rows that the caller holds.
+
+    x:       an array (rows, ...) of numbers, a pandas data frame, or a pyarrow table.
+    y:       labels (rows,), or None.
+    client:  whose each row is (rows,), or None.
+    task:    "classification" or "regression"; told from the labels when None (see :class:`hansa.data.File`).
+    test:    a central test set with the same columns: a :class:`~hansa.core.blocks.Table` or a pair ``(x, y)``.
+
+    Nothing is copied where the arrays already are as they should be; do not change them during a run.
+    """
+
+    name: Literal["memory"] = "memory"
+    x: Any = field(kw_only=True, repr=False)
+    y: Any = field(default=None, repr=False)
+    client: Any = field(default=None, repr=False)
+    task: Task | None = None
+    test: Any = field(default=None, repr=False)
+
+    def read(self) -> Rows:
+        """All rows. Raises InputError when the arrays do not fit together."""
+        return self._rows
+
+    @cached_property
+    def _rows(self) -> Rows:
+        x = _features(self.x, "x")
+        y, task = (None, self.task or "regression") if self.y is None else labels_of(self.y, self.task, None, "y")
+        client = None if self.client is None else client_ids(self.client, "client")
+        for name, values in (("y", y), ("client", client)):
+            if values is not None and len(values) != len(x):
+                raise InputError(f"data: {name} has {len(values):,} entries and x has {len(x):,} rows; give one for each row")
+        return Rows(x, y, client, None if self.test is None else _central(self.test, x, task), task)
+
+    def take(self, rows: np.ndarray) -> Memory:
+        """A source of the given rows alone, in that order, without clients and central test set."""
+        own = self._rows
+        table = Table(own.x, own.y).take(rows)
+        return Memory(x=table.x, y=table.y, task=own.task)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_rows"}
+
+
+def _features(x: Any, where: str) -> Any:
+    if hasattr(x, "to_pandas"):
+        x = x.to_pandas()
+    if hasattr(x, "iloc") and getattr(x, "ndim", 0) == 2:
+        x = plain_frame(x)
+    else:
+        x = np.asarray(x)
+        if x.dtype.kind not in "biuf":
+            raise InputError(
+                f"data: {where} is an array of type {x.dtype}, which holds no numbers; give columns of text as a data frame"
+            )
+        if x.ndim < 2:
+            raise InputError(f"data: {where} has shape {x.shape}; give (rows, features), for one feature {where}.reshape(-1, 1)")
+    if not len(x):
+        raise InputError(f"data: {where} has no rows")
+    return x
+
+
+def _central(test: Any, x: Any, task: Task) -> Table:
+    given_x, given_y = (test.x, test.y) if isinstance(test, Table) else test
+    features = _features(given_x, "the x of test")
+    if given_y is None:
+        raise InputError("data: test has no labels; nothing can be measured on it, so give (x, y) or leave it out")
+    y, _ = labels_of(given_y, task, None, "the y of test")
+    if len(y) != len(features):
+        raise InputError(f"data: test has {len(features):,} rows and {len(y):,} labels; give one label for each row")
+    here, there = _layout(x), _layout(features)
+    if here != there:
+        raise InputError(f"data: test has {there}, and x has {here}; give both the same")
+    return Table(features, y)
+
+
+def _layout(x: Any) -> str:
+    if hasattr(x, "columns"):
+        return "columns " + ", ".join(f"{name} ({kind_of(x[name]) or 'empty'})" for name in x.columns)
+    return f"examples of shape {x.shape[1:]} and type {x.dtype}"
+
+
+def from_arrays(x: Any, y: Any, clients: Any = None, *, test: Any = None, task: Task | None = None) -> Memory:
+    """Arrays, or a data frame with its labels: ``x`` (rows, ...), ``y`` (rows,), ``clients`` (rows,) naming each row's client."""
+    return Memory(x=x, y=y, client=clients, task=task, test=test)
+
+
+def from_table(
+    table: Any,
+    label: str,
+    client: str | None = None,
+    *,
+    features: Iterable[str] = (),
+    drop: Iterable[str] = (),
+    positive: Any = None,
+    task: Task | None = None,
+    test: Any = None,
+) -> Memory:
+    """A data frame or an Arrow table whose columns hold features, label and client; options as of :class:`hansa.data.File`.
+
+    test: a central test set with the same columns.
+    """
+    frame = table.to_pandas() if hasattr(table, "to_pandas") else table
+    chosen = choose_features([str(name) for name in frame.columns], label, client, features, drop, "the table")
+
+    def labels(of: Any, task: Task | None) -> tuple[np.ndarray, Task]:
+        where = f"data.label: column {label!r}"
+        refuse_gaps(of[label], where, "every row needs a label")
+        return labels_of(of[label], task, positive, where)
+
+    y, found = labels(frame, task)
+    central = None
+    if test is not None:
+        held = test.to_pandas() if hasattr(test, "to_pandas") else test
+        choose_features([str(name) for name in held.columns], label, None, chosen, (), "the test table")
+        central = (held[chosen], labels(held, None if positive is not None else found)[0])
+    return Memory(x=frame[chosen], y=y, client=None if client is None else frame[client], task=found, test=central)
+
+
+def from_torch(dataset: Any, clients: Any = None, *, test: Any = None, task: Task | None = None) -> Memory:
+    """A PyTorch data set of pairs (x, y): anything with a length whose items are such pairs, read once into arrays.
+
+    test: a data set of the same kind. Raises InputError for a data set without a length or whose items are not pairs.
+    """
+    x, y = _torch_arrays(dataset)
+    return Memory(x=x, y=y, client=clients, task=task, test=None if test is None else _torch_arrays(test))
+
+
+def _torch_arrays(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
+    tensors: Any = getattr(dataset, "tensors", ())
+    if len(tensors) == 2:  # a TensorDataset holds the whole already
+        return np.asarray(tensors[0]), np.asarray(tensors[1])
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise InputError(f"data: {type(dataset).__name__} has no length or no items by number; give a map-style data set")
+    items = [dataset[k] for k in range(len(dataset))]
+    wrong = next((k for k, item in enumerate(items) if not isinstance(item, tuple | list) or len(item) != 2), None)
+    if wrong is not None:
+        raise InputError(f"data: item {wrong} of {type(dataset).__name__} is no pair (x, y)")
+    if not items:
+        raise InputError(f"data: {type(dataset).__name__} has no items")
+    xs, ys = [np.asarray(x) for x, _ in items], [np.asarray(y) for _, y in items]
+    shapes = {x.shape for x in xs}
+    if len(shapes) > 1:
+        raise InputError(
+            f"data: items of {type(dataset).__name__} have shapes {sorted(shapes)[0]} and {sorted(shapes)[-1]}; make them one"
+        )
+    return np.stack(xs), np.stack(ys)

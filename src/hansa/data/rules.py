@@ -1,0 +1,176 @@
+"""What makes clients' data unfit to learn from together: one function per family of reasons, one sentence per reason.
+
+All of them look at facts alone (:mod:`hansa.data.facts`), and so work the same where the rows cannot be seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
+
+from hansa.core.errors import InputError
+from hansa.data.sources import Task
+
+Facts: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""Client id -> :func:`hansa.data.facts.facts_of`."""
+
+Policy: TypeAlias = Literal["refuse", "allow"]
+PREPARE = 'add [preparation] name = "standard"'
+
+
+def same_columns(facts: Facts) -> None:
+    """All clients have the same columns, in the same order, of the same kind, shape and dtype."""
+    first, reference = next(iter(facts.items()))
+    for client, own in facts.items():
+        if own["layout"] != reference["layout"]:
+            raise InputError(
+                f"clients {first} and {client}: one has a {reference['layout']}, the other an {own['layout']}; give both alike"
+            )
+        mine, theirs = own["columns"], reference["columns"]
+        different = sorted(set(mine) ^ set(theirs))
+        if different:
+            has, lacks = (client, first) if different[0] in mine else (first, client)
+            raise InputError(
+                f"client {has} has a column {different[0]!r} and client {lacks} has not; give all clients the same columns"
+            )
+        if list(mine) != list(theirs):
+            a, b = next((a, b) for a, b in zip(theirs, mine, strict=True) if a != b)
+            raise InputError(f"clients {first} and {client} have their columns in different orders ({a!r} and {b!r} in one place)")
+        for name in mine:
+            for fact, word in (("kind", "a"), ("shape", "examples of shape"), ("dtype", "type")):
+                here, there = mine[name].get(fact), theirs[name].get(fact)
+                if here != there:
+                    here, there = (tuple(v) if isinstance(v, list) else v for v in (here, there))
+                    empty = [c for c, facts in ((first, theirs), (client, mine)) if _empty(facts[name])]
+                    also = f" (it is empty at {empty[0]})" if empty else ""
+                    raise InputError(
+                        f"column {name!r}: is {word} {there} at client {first} and {word} {here} at client {client}{also}; "
+                        "give it the same form at all clients"
+                    )
+
+
+def _empty(column: Mapping[str, Any]) -> bool:
+    return column.get("distinct") == 0 or (column["kind"] == "number" and column["min"] is None)
+
+
+def usable_values(facts: Facts, prepared: bool) -> None:
+    """No infinite values; no text and no gaps where no preparation takes care of them."""
+    for client, own in facts.items():
+        for name, column in own["columns"].items():
+            if column.get("infinite"):
+                raise InputError(
+                    f"client {client}: column {name!r} holds {column['infinite']:,} infinite values; "
+                    "replace them by numbers, or leave their cells empty"
+                )
+            if prepared:
+                continue
+            if column["kind"] == "category":
+                values = ", ".join(repr(value) for value in list(column["values"])[:3]) or "nothing"
+                raise InputError(f"client {client}: column {name!r} holds text ({values}) and models need numbers; {PREPARE}")
+            if column["missing"]:
+                raise InputError(
+                    f"client {client}: column {name!r} is empty in {column['missing']:,} of {sum(own['rows'].values()):,} rows; {PREPARE}"
+                )
+
+
+def no_constants(facts: Facts) -> None:
+    """Every column of a table has at least two values over all clients."""
+    first = next(iter(facts.values()))
+    if first["layout"] == "array":
+        return
+    rows = sum(own["rows"]["train"] for own in facts.values())
+    for name, reference in first["columns"].items():
+        columns = [own["columns"][name] for own in facts.values()]
+        if reference["kind"] == "number":
+            values = {bound for column in columns for bound in (column["min"], column["max"]) if bound is not None}
+        else:
+            values = {value for column in columns for value in column["values"]}
+            if values and any(column["missing"] for column in columns):
+                continue  # a value that is there or missing does tell rows apart
+        if len(values) <= 1:
+            what = f"is {values.pop()!r} in all" if values else "is empty in all"
+            raise InputError(
+                f"column {name!r}: {what} {rows:,} training rows of all clients, so nothing can be learnt from it; "
+                f"leave it out, for files with data.drop = [{name!r}]"
+            )
+
+
+def labels(facts: Facts, task: Task, needs: frozenset[str], single_class: Policy) -> tuple[Any, ...] | None:
+    """The labels fit the task and the learner. Returns the classes in ascending order, None for a regression."""
+    wants_classes = bool(needs & {"classes", "two classes"})
+    wants_numbers = bool(needs & {"numbers", "counts"})
+    if task == "regression" and wants_classes:
+        raise InputError(
+            "the learner does not fit the task: it predicts classes, and the data is a regression; choose a regression learner, or set "
+            'data.task = "classification"'
+        )
+    if task == "classification" and wants_numbers:
+        raise InputError(
+            "the learner does not fit the task: it predicts numbers, and the data has classes; choose a classification learner, or set "
+            'data.task = "regression"'
+        )
+    for client, own in facts.items():
+        if own["labels"] is None and (wants_classes or wants_numbers):
+            raise InputError(f"client {client}: has no labels, and the learner needs them; name their column in data.label")
+    if any(own["labels"] is None for own in facts.values()):
+        return None
+    if task == "regression":
+        _targets(facts, needs)
+        return None
+    return _classes(facts, needs, single_class)
+
+
+def _targets(facts: Facts, needs: frozenset[str]) -> None:
+    for client, own in facts.items():
+        labels = own["labels"]
+        if labels["dtype"] == "str":
+            raise InputError(f'client {client}: has text for labels, a regression needs numbers; set data.task = "classification"')
+        broken = labels["missing"] + labels["infinite"]
+        if broken:
+            raise InputError(
+                f"client {client}: {broken:,} of its targets are missing or infinite; correct them or delete their rows"
+            )
+        if "counts" in needs and labels["min"] < 0:
+            raise InputError(
+                f"client {client}: has a target of {labels['min']:g}, and the learner models counts, which are never negative; "
+                "choose another regression learner"
+            )
+
+
+def _classes(facts: Facts, needs: frozenset[str], single_class: Policy) -> tuple[Any, ...]:
+    kinds: dict[str, str] = {}
+    for client, own in facts.items():
+        if "counts" not in own["labels"]:
+            raise InputError(f"client {client}: has labels of type {own['labels']['dtype']}; classes are whole numbers or text")
+        kinds.setdefault("text" if own["labels"]["dtype"] == "str" else "numbers", client)
+    if len(kinds) > 1:
+        raise InputError(
+            f"labels are numbers at client {kinds['numbers']} and text at client {kinds['text']}; write them the same way at all clients"
+        )
+    trained = {label for own in facts.values() for label, _ in own["labels"]["counts"]["train"]}
+    for client, own in facts.items():
+        for split, counts in own["labels"]["counts"].items():
+            unknown = [label for label, _ in counts if label not in trained]
+            if unknown:
+                raise InputError(
+                    f"client {client}: label {unknown[0]!r} occurs in its {split} rows and in no client's training rows; "
+                    "leave its rows out, or lower the held-out fractions in split"
+                )
+    classes = tuple(sorted(trained))
+    if len(classes) < 2:
+        raise InputError(f"data: every training row of all clients has the label {classes[0]!r}; at least two classes are needed")
+    if "two classes" in needs and len(classes) > 2:
+        shown = ", ".join(repr(label) for label in classes[:5]) + (", ..." if len(classes) > 5 else "")
+        raise InputError(
+            f"data: has {len(classes)} classes ({shown}), and the learner separates two; "
+            "set data.positive to the one to tell from the others, or choose another learner"
+        )
+    if single_class == "refuse":
+        for client, own in facts.items():
+            counts = own["labels"]["counts"]["train"]
+            if len(counts) == 1:
+                raise InputError(
+                    f"client {client}: all of its {counts[0][1]:,} training rows have the label {counts[0][0]!r}; "
+                    "leave the client out, or choose another partition"
+                )
+    return classes

@@ -1,0 +1,179 @@
+"""From whatever a table holds to what the rest of Hansa can rely on.
+
+Columns are numbers (float64, NaN where missing) or categories (objects: str, NaN where missing); labels are int64 or str classes or
+float64 targets; client ids are str. The rules look at the whole table, so that all clients of a source get equal dtypes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from hansa.core.errors import InputError, did_you_mean
+from hansa.data.sources import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST_CLASSES = 20
+"""Whole-number labels with more distinct values than this are taken for targets of a regression."""
+
+Kind = Literal["number", "category"]
+
+
+def kind_of(column: pd.Series) -> Kind | None:
+    """Whether a column holds numbers or categories; None when every value is missing."""
+    import pandas as pd
+
+    if column.isna().all():
+        return None
+    if pd.api.types.is_object_dtype(column.dtype):
+        return (
+            "number"
+            if pd.api.types.infer_dtype(column) in ("integer", "floating", "mixed-integer-float", "decimal")
+            else "category"
+        )
+    numeric = pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype)
+    return "number" if numeric else "category"
+
+
+def plain_column(column: pd.Series) -> pd.Series:
+    """A column as float64 numbers or as an object column of str, with NaN for what is missing."""
+    import pandas as pd
+
+    kind = kind_of(column)
+    if kind == "number" or (kind is None and pd.api.types.is_numeric_dtype(column.dtype)):
+        return pd.Series(column.to_numpy(dtype=np.float64, na_value=np.nan))
+    values = np.full(len(column), np.nan, dtype=object)
+    present = column.notna().to_numpy()
+    values[present] = [str(value) for value in column[present]]
+    return pd.Series(values, dtype=object)
+
+
+def plain_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    """Every column made plain, names as str, rows numbered from zero."""
+    import pandas as pd
+
+    names = [str(name) for name in frame.columns]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"data: column {twice[0]!r} occurs {names.count(twice[0])} times; give every column its own name")
+    return pd.DataFrame({name: plain_column(frame.iloc[:, k].reset_index(drop=True)) for k, name in enumerate(names)})
+
+
+def choose_features(
+    names: Sequence[str], label: str, client: str | None, features: Iterable[str], drop: Iterable[str], where: str
+) -> list[str]:
+    """The feature columns: ``features`` as listed, else every column but the label, the client's and those in ``drop``.
+
+    Raises InputError for a name that is not in the table, and when nothing is left.
+    """
+    features, drop = list(features), list(drop)
+    wanted = [("label", label), *(("features", name) for name in features), *(("drop", name) for name in drop)]
+    if client is not None:
+        wanted.append(("client", client))
+    for option, name in wanted:
+        if name not in names:
+            raise InputError(f"data.{option}: {where} has no column {name!r}{did_you_mean(name, names)}")
+    both = [name for name in [*features, label] if name in drop]
+    if both:
+        raise InputError(f"data.drop: column {both[0]!r} is also asked for; take it out of data.drop")
+    if label in features:
+        raise InputError(f"data.features: {label!r} is the label; take it out of data.features")
+    chosen = features or [name for name in names if name not in (label, client, *drop)]
+    if not chosen:
+        raise InputError(f"data: no feature column is left in {where}; take columns out of data.drop")
+    return chosen
+
+
+def client_ids(values: Any, where: str) -> np.ndarray:
+    """Ids of the clients as str (rows,); whole numbers are written without a decimal point."""
+    import pandas as pd
+
+    column = pd.Series(values)
+    refuse_gaps(column, where, "every row needs a client")
+    if kind_of(column) == "number":
+        column = pd.Series([int(v) if float(v).is_integer() else v for v in column], dtype=object)
+    return np.array([str(value) for value in column], dtype=str)
+
+
+def labels_of(values: Any, task: Task | None, positive: Any, where: str) -> tuple[np.ndarray, Task]:
+    """Labels as int64 or str classes, or float64 targets, with the task that they make.
+
+    Without ``task``, labels are classes when they are text, true or false, or whole numbers with at most :data:`MOST_CLASSES`
+    distinct values. ``positive`` makes its rows 1 and all others 0.
+    """
+    if task not in (None, "classification", "regression"):
+        raise InputError(f"data.task: {task!r} is no task{did_you_mean(str(task), ('classification', 'regression'))}")
+    y = _plain_labels(values, where)
+    if positive is not None:
+        if task == "regression":
+            raise InputError("data.positive: a regression has no positive label; take out data.positive, or data.task")
+        return _ones(y, positive, where), "classification"
+    if task is None:
+        few = y.dtype.kind == "i" and len(np.unique(y)) <= MOST_CLASSES
+        task = "classification" if few or y.dtype.kind == "U" else "regression"
+    if task == "regression":
+        if y.dtype.kind == "U":
+            raise InputError(
+                f'{where} holds text such as {str(y[0])!r}, a regression needs numbers; set data.task = "classification"'
+            )
+        return y.astype(np.float64), task
+    if y.dtype.kind == "f":
+        if not (np.isfinite(y).all() and (y == np.round(y)).all()):
+            example = float(y[~(y == np.round(y))][0]) if (y != np.round(y)).any() else float(y[~np.isfinite(y)][0])
+            raise InputError(f'{where} holds {example:g}, which is no class; set data.task = "regression"')
+        y = y.astype(np.int64)
+    return y, task
+
+
+def _plain_labels(values: Any, where: str) -> np.ndarray:
+    # int64, float64 or str; NaN in an array of floats stays, for the check of the clients to name whose it is.
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise InputError(f"{where} has shape {array.shape}, but one label a row is needed: shape (rows,)")
+    if array.dtype.kind not in "biufU":
+        array = _from_objects(values, where)
+    if array.dtype.kind in "biu":
+        return array.astype(np.int64)
+    return array.astype(np.float64) if array.dtype.kind == "f" else array
+
+
+def _from_objects(values: Any, where: str) -> np.ndarray:
+    import pandas as pd
+
+    column = pd.Series(values)
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(column.cat.categories.dtype)
+    column = column.infer_objects()
+    refuse_gaps(column, where, "every row needs a label")
+    if pd.api.types.is_bool_dtype(column.dtype) or pd.api.types.is_integer_dtype(column.dtype):
+        return column.to_numpy(dtype=np.int64)
+    if pd.api.types.is_float_dtype(column.dtype):
+        return column.to_numpy(dtype=np.float64)
+    if not pd.api.types.is_object_dtype(column.dtype) and not pd.api.types.is_string_dtype(column.dtype):
+        raise InputError(f"{where} holds values of type {column.dtype}; labels are text, whole numbers, or targets of a regression")
+    return np.array([value.decode() if isinstance(value, bytes) else str(value) for value in column], dtype=str)
+
+
+def _ones(y: np.ndarray, positive: Any, where: str) -> np.ndarray:
+    found = np.unique(y)
+    if isinstance(positive, bool) and y.dtype.kind != "U":
+        positive = int(positive)
+    match = [value for value in found.tolist() if value == positive or str(value) == str(positive)]
+    if not match:
+        raise InputError(f"data.positive: {where} never is {positive!r}{did_you_mean(str(positive), [str(v) for v in found[:20]])}")
+    return (y == match[0]).astype(np.int64)
+
+
+def refuse_gaps(column: pd.Series, where: str, why: str) -> None:
+    """Raise InputError when cells of a column that must be complete are empty."""
+    missing = column.isna().to_numpy()
+    if missing.any():
+        first = int(np.flatnonzero(missing)[0])
+        raise InputError(
+            f"{where} is empty in {int(missing.sum()):,} of {len(column):,} rows (first: row {first}, counted from 0); "
+            f"{why}: fill these or delete their rows"
+        )

@@ -1,0 +1,215 @@
+"""Linear models by loss, in NumPy: hand-derived gradients and Hessians, local training stacked over the clients of a block.
+
+The objective of a client with rows (x_i, y_i), i = 1..n, is the mean
+
+    F(W, b) = 1/n sum_i loss(W x_i + b, y_i) + l2/2 |W|^2 + l2/2 |b/s|^2
+
+where the last term is there only if the intercept is penalised (``intercept_scaling`` s > 0). Weighted by rows over all clients it is
+the pooled objective. Params: ``coef`` (outputs, features) and ``intercept`` (outputs,), float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hansa.core.blocks import LoadedBlock, Table
+from hansa.core.contracts import Schema
+from hansa.core.errors import InputError
+from hansa.core.local import Plan, Trained
+from hansa.core.metrics import Metrics, stack
+from hansa.core.params import Kinds, Params
+from hansa.core.updates import Update, prefixed
+from hansa.learners import measures
+from hansa.learners.losses import Loss, loss_named
+from hansa.learners.stacked import train_stacked
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Which linear model: its loss by name, the L2 penalty on the scale of the mean loss, and its intercept."""
+
+    loss: str
+    l2: float = 0.0
+    epsilon: float = 0.1
+    intercept: bool = True
+    intercept_scaling: float = 0.0
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """A bound linear learner: an objective and the schema of the data."""
+
+    objective: Objective
+    schema: Schema
+    needs: frozenset[str] = frozenset()
+    can: frozenset[str] = field(default=frozenset({"train", "gradient", "hessian"}))
+
+    @property
+    def loss(self) -> Loss:
+        return loss_named(self.objective.loss, self.objective.epsilon)
+
+    @property
+    def outputs(self) -> int:
+        classes = self.schema.classes
+        return 1 if classes is None or (len(classes) == 2 and self.objective.loss != "softmax") else len(classes)
+
+    def bind(self, schema: Schema) -> LinearModel:
+        return LinearModel(self.objective, schema)
+
+    def kinds(self) -> Kinds:
+        return {"coef": "weight", "intercept": "weight"} if self.objective.intercept else {"coef": "weight"}
+
+    def init(self, seed: int) -> Params:
+        """Zeros, as scikit-learn's solvers start; the seed changes nothing."""
+        features = int(np.prod(self.schema.shape))
+        params = {"coef": np.zeros((self.outputs, features))}
+        return params | ({"intercept": np.zeros(self.outputs)} if self.objective.intercept else {})
+
+    def arrays(self, table: Table) -> Table:
+        """x to float64 (rows, features); y to class numbers (int64) or float64."""
+        x = np.asarray(table.x, dtype=np.float64).reshape(len(table), -1)
+        if table.y is None:
+            return Table(x)
+        return Table(x, encode(table.y, self.schema.classes))
+
+    def _targets(self, y: np.ndarray) -> np.ndarray:
+        """What the loss compares scores with: (..., outputs)."""
+        kind = self.loss.target
+        if kind == "number":
+            return y[..., None].astype(np.float64)
+        hot = (y[..., None] == np.arange(self.outputs)) if self.outputs > 1 else (y[..., None] == 1)
+        return hot.astype(np.float64) if kind == "one_hot" else np.where(hot, 1.0, -1.0)
+
+    def _scores(self, params: Params, x: np.ndarray) -> np.ndarray:
+        scores = x @ params["coef"].T
+        return scores + params["intercept"] if self.objective.intercept else scores
+
+    def _penalty(self, params: Params) -> float:
+        o = self.objective
+        penalty = 0.5 * o.l2 * float(np.sum(params["coef"] ** 2))
+        if o.intercept_scaling and o.intercept:
+            penalty += 0.5 * o.l2 * float(np.sum(params["intercept"] ** 2)) / o.intercept_scaling**2
+        return penalty
+
+    def _add_penalty_gradient(self, gradient: Params, params: Params) -> None:
+        o = self.objective
+        if o.l2:
+            gradient["coef"] += o.l2 * params["coef"]
+            if o.intercept_scaling and o.intercept:
+                gradient["intercept"] += o.l2 / o.intercept_scaling**2 * params["intercept"]
+
+    def batch_gradient(self, params: Params, x: np.ndarray, y: np.ndarray, share: np.ndarray) -> tuple[Params, np.ndarray]:
+        """Gradients of the mini-batches of several clients at once, and their losses per row (clients, batch).
+
+        params stacked; x (clients, batch, features); y (clients, batch); share (clients, batch): 1/rows of the batch, 0 for padding.
+        """
+        scores = x @ params["coef"].transpose(0, 2, 1)
+        if self.objective.intercept:
+            scores += params["intercept"][:, None, :]
+        targets = self._targets(y)
+        slope = self.loss.slope(scores, targets) * share[..., None]
+        gradient = {"coef": slope.transpose(0, 2, 1) @ x}
+        if self.objective.intercept:
+            gradient["intercept"] = slope.sum(axis=1)
+        self._add_penalty_gradient(gradient, params)
+        return gradient, self.loss.value(scores, targets).sum(axis=-1)
+
+    def train(self, params: Params, block: LoadedBlock, plan: Plan) -> Trained:
+        return train_stacked(params, block, plan, self.batch_gradient)
+
+    def _one(self, params: Params, table: Table, *, hessian: bool) -> dict[str, Any]:
+        n = len(table)
+        scores, targets = self._scores(params, table.x), self._targets(table.y)
+        value = float(self.loss.value(scores, targets).sum())
+        slope = self.loss.slope(scores, targets) / n
+        gradient = {"coef": slope.T @ table.x} | ({"intercept": slope.sum(axis=0)} if self.objective.intercept else {})
+        self._add_penalty_gradient(gradient, params)
+        result: dict[str, Any] = {"loss": value, **prefixed(gradient, "gradient")}
+        if hessian:
+            result["objective"] = value / n + self._penalty(params)
+            result["hessian"] = self._hessian(scores, targets, table.x)
+        return result
+
+    def _hessian(self, scores: np.ndarray, targets: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Mean Hessian over the flattened params: all of ``coef`` row by row, then ``intercept``."""
+        assert self.loss.curve is not None
+        n, k, d = len(x), self.outputs, x.shape[1]
+        curve = self.loss.curve(scores, targets) / n
+        extended = np.hstack([x, np.ones((n, 1))]) if self.objective.intercept else x
+        e = extended.shape[1]
+        blocks = np.zeros((k, e, k, e))
+        for a in range(k):
+            for b in range(k) if self.objective.loss == "softmax" else (a,):
+                weight = curve[:, a] * ((a == b) - n * curve[:, b]) if self.objective.loss == "softmax" else curve[:, a]
+                blocks[a, :, b, :] = (extended * weight[:, None]).T @ extended
+        order = np.arange(k * e).reshape(k, e)
+        order = np.concatenate([order[:, :d].ravel(), order[:, d:].ravel()])
+        hessian = blocks.reshape(k * e, k * e)[np.ix_(order, order)]
+        o = self.objective
+        scaled = o.l2 / o.intercept_scaling**2 if o.intercept_scaling else 0.0
+        hessian[np.diag_indices(k * e)] += np.concatenate([np.full(k * d, o.l2), np.full(k * (e - d), scaled)])
+        return hessian
+
+    def _stack(self, results: list[dict[str, Any]], block: LoadedBlock) -> Update:
+        losses = np.array([result.pop("loss") for result in results])
+        values = {name: np.stack([np.asarray(result[name]) for result in results]) for name in results[0]}
+        return Update(values, block.weight, {"loss": (losses, block.rows.astype(np.float64))})
+
+    def gradient(self, params: Params, block: LoadedBlock) -> Update:
+        return self._stack([self._one(params, table, hessian=False) for table in block.tables], block)
+
+    def hessian(self, params: Params, block: LoadedBlock) -> Update:
+        return self._stack([self._one(params, table, hessian=True) for table in block.tables], block)
+
+    def losses(self, candidates: Sequence[Params], block: LoadedBlock) -> Update:
+        def mean_loss(params: Params, table: Table) -> float:
+            value = self.loss.value(self._scores(params, table.x), self._targets(table.y)).sum()
+            return float(value) / len(table) + self._penalty(params)
+
+        return Update({"losses": np.array([[mean_loss(p, t) for p in candidates] for t in block.tables])}, block.weight)
+
+    def evaluate(self, params: Params, block: LoadedBlock) -> Metrics:
+        """loss (without penalty); accuracy and, for two classes, auc; for numbers mse and mae."""
+        return stack([self._measure(params, table) for table in block.tables])
+
+    def _measure(self, params: Params, table: Table) -> dict[str, tuple[float, float]]:
+        scores = self._scores(params, table.x)
+        value = float(self.loss.value(scores, self._targets(table.y)).sum())
+        result = {"loss": (value, float(len(table)))}
+        if self.schema.classes is None:
+            predicted = self._mean(scores)
+            return result | {"mse": measures.squared_error(predicted, table.y), "mae": measures.absolute_error(predicted, table.y)}
+        result["accuracy"] = measures.accuracy(self._choose(scores), table.y)
+        return result | ({"auc": measures.concordance(scores[:, 0], table.y)} if self.outputs == 1 else {})
+
+    def _choose(self, scores: np.ndarray) -> np.ndarray:
+        return (scores[:, 0] > 0).astype(np.int64) if self.outputs == 1 else scores.argmax(axis=1)
+
+    def _mean(self, scores: np.ndarray) -> np.ndarray:
+        return np.exp(scores[:, 0]) if self.objective.loss == "poisson" else scores[:, 0]
+
+    def predict(self, params: Params, x: np.ndarray) -> np.ndarray:
+        """Labels for classification, numbers for regression, (rows,)."""
+        scores = self._scores(params, np.asarray(x, dtype=np.float64).reshape(len(x), -1))
+        if self.schema.classes is None:
+            return self._mean(scores)
+        return np.asarray(self.schema.classes)[self._choose(scores)]
+
+    def export(self, params: Params) -> Any:
+        return params
+
+
+def encode(y: np.ndarray, classes: tuple[Any, ...] | None) -> np.ndarray:
+    """Labels to class numbers (int64), or numbers to float64 where there are no classes. InputError for an unknown label."""
+    if classes is None:
+        return np.asarray(y, dtype=np.float64)
+    known = np.asarray(classes)
+    numbers = np.searchsorted(known, y)
+    wrong = (numbers >= len(known)) | (known[np.minimum(numbers, len(known) - 1)] != y)
+    if wrong.any():
+        raise InputError(f"label {y[wrong][0]!r} is in no client's training rows; the known labels are {list(classes)}")
+    return numbers

@@ -1,0 +1,106 @@
+"""Losses of linear models: value, first and second derivative with respect to the score.
+
+``score`` and ``target`` have shape (..., outputs). A target is 0/1 one-hot for softmax, -1/+1 for margin losses, else the number itself.
+Each function returns per-row arrays: ``value`` sums over outputs to (...,), ``slope`` is (..., outputs). Conventions are those of
+scikit-learn: the squared error is halved, the Poisson deviance is halved and without its constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.special import expit, log_softmax, softmax
+
+Array = np.ndarray
+Target = Literal["margin", "one_hot", "number"]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss by output; ``curve`` is None where it has no second derivative to speak of."""
+
+    target: Target
+    value: Callable[[Array, Array], Array]
+    slope: Callable[[Array, Array], Array]
+    curve: Callable[[Array, Array], Array] | None = None
+
+
+def _huber_value(epsilon: float) -> Loss:
+    return Loss(
+        "number",
+        lambda s, t: np.where(np.abs(s - t) <= epsilon, 0.5 * (s - t) ** 2, epsilon * np.abs(s - t) - 0.5 * epsilon**2),
+        lambda s, t: np.clip(s - t, -epsilon, epsilon),
+        lambda s, t: (np.abs(s - t) <= epsilon).astype(s.dtype),
+    )
+
+
+def _insensitive(epsilon: float) -> Loss:
+    return Loss(
+        "number",
+        lambda s, t: np.maximum(np.abs(s - t) - epsilon, 0.0),
+        lambda s, t: np.sign(s - t) * (np.abs(s - t) > epsilon),
+    )
+
+
+def _squared_insensitive(epsilon: float) -> Loss:
+    return Loss(
+        "number",
+        lambda s, t: np.maximum(np.abs(s - t) - epsilon, 0.0) ** 2,
+        lambda s, t: 2 * np.sign(s - t) * np.maximum(np.abs(s - t) - epsilon, 0.0),
+        lambda s, t: 2.0 * (np.abs(s - t) > epsilon),
+    )
+
+
+def _modified_huber_slope(s: Array, t: Array) -> Array:
+    z = s * t
+    return np.where(z >= 1, 0.0, np.where(z >= -1, -2 * t * (1 - z), -4 * t))
+
+
+LOG = Loss(
+    "margin",
+    lambda s, t: np.logaddexp(0.0, -s * t),
+    lambda s, t: -t * expit(-s * t),
+    lambda s, t: expit(s) * expit(-s),
+)
+SOFTMAX = Loss(
+    "one_hot",
+    lambda s, t: -log_softmax(s, axis=-1) * t,
+    lambda s, t: softmax(s, axis=-1) - t,
+    lambda s, t: softmax(s, axis=-1),  # the class probabilities: the Hessian is diag(p) - p p'
+)
+SQUARED = Loss("number", lambda s, t: 0.5 * (s - t) ** 2, lambda s, t: s - t, lambda s, t: np.ones_like(s))
+POISSON = Loss("number", lambda s, t: np.exp(s) - t * s, lambda s, t: np.exp(s) - t, lambda s, t: np.exp(s))
+HINGE = Loss("margin", lambda s, t: np.maximum(1 - s * t, 0.0), lambda s, t: -t * (s * t < 1))
+PERCEPTRON = Loss("margin", lambda s, t: np.maximum(-s * t, 0.0), lambda s, t: -t * (s * t <= 0))
+SQUARED_HINGE = Loss(
+    "margin",
+    lambda s, t: np.maximum(1 - s * t, 0.0) ** 2,
+    lambda s, t: -2 * t * np.maximum(1 - s * t, 0.0),
+    lambda s, t: 2.0 * (s * t < 1),  # the generalised Hessian of Mangasarian 2002
+)
+MODIFIED_HUBER = Loss(
+    "margin",
+    lambda s, t: np.where(s * t >= -1, np.maximum(1 - s * t, 0.0) ** 2, -4 * s * t),
+    _modified_huber_slope,
+)
+
+
+def loss_named(name: str, epsilon: float = 0.1) -> Loss:
+    """A loss by scikit-learn's name for it; ``epsilon`` for those that have one."""
+    table = {
+        "log_loss": LOG,
+        "softmax": SOFTMAX,
+        "squared_error": SQUARED,
+        "poisson": POISSON,
+        "hinge": HINGE,
+        "perceptron": PERCEPTRON,
+        "squared_hinge": SQUARED_HINGE,
+        "modified_huber": MODIFIED_HUBER,
+        "huber": _huber_value(epsilon),
+        "epsilon_insensitive": _insensitive(epsilon),
+        "squared_epsilon_insensitive": _squared_insensitive(epsilon),
+    }
+    return table[name]

@@ -1,0 +1,152 @@
+"""scikit-learn's linear models: the estimator says what is minimised, Hansa how, and the user gets the estimator back, fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from hansa.core.contracts import Schema
+from hansa.core.errors import InputError, did_you_mean
+from hansa.core.params import Params
+from hansa.learners.linear import LinearModel, Objective
+
+MARGINS = ("hinge", "log_loss", "modified_huber", "squared_hinge", "perceptron")
+DISTANCES = ("squared_error", "huber", "epsilon_insensitive", "squared_epsilon_insensitive")
+SMOOTH = ("log_loss", "softmax", "squared_error", "poisson", "squared_hinge")
+"""Losses with a Hessian that Newton's method can use."""
+
+ESTIMATORS = (
+    "LogisticRegression", "SGDClassifier", "LinearSVC", "LinearRegression", "Ridge", "SGDRegressor", "PoissonRegressor",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sklearn:
+    """A scikit-learn linear model.
+
+    estimator:  a class name of `ESTIMATORS`, or an estimator object.
+    options:    its arguments, where it is given by name: ``{C = 0.5}``.
+
+    The penalty is scikit-learn's own: C and Ridge's alpha weigh the penalty against the *sum* of losses over all clients, the alpha
+    of SGD and Poisson models against the mean.
+    """
+
+    name: Literal["sklearn"] = "sklearn"
+    estimator: Any = "LogisticRegression"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def unfitted(self) -> Any:
+        """The estimator object; InputError for one that is not a linear model of `ESTIMATORS`, or with options outside of it."""
+        from sklearn import linear_model, svm
+        from sklearn.base import clone
+
+        kind = self.estimator if isinstance(self.estimator, str) else type(self.estimator).__name__
+        if kind not in ESTIMATORS:
+            raise InputError(f"learner: {kind!r} is not a linear model that Hansa trains{did_you_mean(kind, ESTIMATORS)}")
+        if isinstance(self.estimator, str):
+            made = getattr(linear_model, kind, None) or getattr(svm, kind)
+            allowed = made().get_params()
+            for option in self.options:
+                if option not in allowed:
+                    raise InputError(f"learner.options.{option}: {kind} has no such argument{did_you_mean(option, allowed)}")
+            estimator = made(**self.options)
+        else:
+            estimator = clone(self.estimator)
+        objective_of(estimator, rows=1, classes=(0, 1))
+        return estimator
+
+    @property
+    def needs(self) -> frozenset[str]:
+        kind = type(self.unfitted).__name__
+        if kind in ("LogisticRegression", "SGDClassifier", "LinearSVC"):
+            return frozenset({"classes"})
+        return frozenset({"numbers", "counts"} if kind == "PoissonRegressor" else {"numbers"})
+
+    @property
+    def can(self) -> frozenset[str]:
+        smooth = objective_of(self.unfitted, rows=1, classes=(0, 1)).loss in SMOOTH
+        return frozenset({"train", "gradient", "hessian"} if smooth else {"train", "gradient"})
+
+    def bind(self, schema: Schema) -> BoundSklearn:
+        objective = objective_of(self.unfitted, schema.rows, schema.classes)
+        return BoundSklearn(objective, schema, self.needs, self.can, self.unfitted)
+
+
+@dataclass(frozen=True)
+class BoundSklearn(LinearModel):
+    """The linear model that exports itself as its estimator."""
+
+    estimator: Any = None
+
+    def export(self, params: Params) -> Any:
+        """The estimator, fitted: ``predict`` works without Hansa."""
+        from sklearn.base import clone
+
+        fitted = clone(self.estimator)
+        coef, outputs = np.array(params["coef"]), self.outputs
+        intercept = np.array(params["intercept"]) if self.objective.intercept else np.zeros(outputs)
+        flat = type(fitted).__name__ in ("LinearRegression", "Ridge", "PoissonRegressor", "SGDRegressor")
+        fitted.coef_ = coef[0] if flat else coef
+        scalar = type(fitted).__name__ in ("LinearRegression", "Ridge", "PoissonRegressor")
+        fitted.intercept_ = float(intercept[0]) if scalar else intercept
+        fitted.n_features_in_ = coef.shape[1]
+        if self.schema.classes is not None:
+            fitted.classes_ = np.asarray(self.schema.classes)
+        if len(self.schema.features) == coef.shape[1] and self.schema.preparer is None:
+            fitted.feature_names_in_ = np.asarray(self.schema.features, dtype=object)
+        return fitted
+
+
+def objective_of(estimator: Any, rows: int, classes: tuple[Any, ...] | None) -> Objective:
+    """What the estimator minimises, on the scale of the mean loss over ``rows`` rows; InputError for options outside of it."""
+    options = estimator.get_params()
+    kind = type(estimator).__name__
+    _refuse(kind, options, classes)
+    intercept = bool(options["fit_intercept"])
+    if kind == "LogisticRegression":
+        loss = "softmax" if classes is not None and len(classes) > 2 else "log_loss"
+        return Objective(loss, l2=0.0 if _unpenalised(options) else 1.0 / (options["C"] * rows), intercept=intercept)
+    if kind == "LinearSVC":
+        return Objective(
+            options["loss"], l2=1.0 / (options["C"] * rows), intercept=intercept, intercept_scaling=options["intercept_scaling"]
+        )
+    if kind in ("SGDClassifier", "SGDRegressor"):
+        l2 = options["alpha"] if options["penalty"] else 0.0
+        return Objective(options["loss"], l2=l2, epsilon=options["epsilon"], intercept=intercept)
+    if kind == "PoissonRegressor":
+        return Objective("poisson", l2=options["alpha"], intercept=intercept)
+    return Objective("squared_error", l2=options.get("alpha", 0.0) / rows, intercept=intercept)
+
+
+def _unpenalised(options: Mapping[str, Any]) -> bool:
+    return options.get("penalty", "deprecated") is None or np.isinf(options["C"])
+
+
+def _refuse(kind: str, options: Mapping[str, Any], classes: tuple[Any, ...] | None) -> None:
+    def refuse(option: str, why: str, instead: str) -> None:
+        raise InputError(f"learner {kind}: {option} = {options[option]!r} {why} ({instead})")
+
+    if options.get("class_weight") is not None:
+        refuse("class_weight", "is not supported", "write class_weight = None")
+    if options.get("positive"):
+        refuse("positive", "is a constraint that gradient methods do not keep", "write positive = False")
+    penalty = options.get("penalty", "deprecated")
+    if penalty not in ("deprecated", "l2", None):
+        refuse("penalty", "is not smooth", "write penalty = 'l2', or None")
+    if kind == "LogisticRegression" and penalty == "deprecated" and options.get("l1_ratio"):
+        refuse("l1_ratio", "is not smooth", "write l1_ratio = 0")
+    if kind == "LinearSVC" and options["multi_class"] != "ovr":
+        refuse("multi_class", "is not a sum over classes", "write multi_class = 'ovr'")
+    if kind in ("SGDClassifier", "SGDRegressor"):
+        allowed = MARGINS + DISTANCES if kind == "SGDClassifier" else DISTANCES
+        if options["loss"] not in allowed or (kind == "SGDClassifier" and options["loss"] in DISTANCES):
+            refuse("loss", "is not supported", f"one of {', '.join(MARGINS if kind == 'SGDClassifier' else DISTANCES)}")
+        if options["average"]:
+            refuse("average", "is a property of one worker's path", "write average = False")
+    if isinstance(options.get("alpha"), np.ndarray):
+        refuse("alpha", "has one value per output", "give one number")

@@ -1,0 +1,206 @@
+"""The user's module: how it is found, what its params are, and the scope in which PyTorch works for Hansa.
+
+Imported only where PyTorch is used; :mod:`hansa.learners.torch` imports it late.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import inspect
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin
+
+from hansa.core.contracts import Schema
+from hansa.core.errors import InputError, did_you_mean
+from hansa.core.params import Kinds, Params
+from hansa.core.randomness import derive
+
+_ONE_AT_A_TIME = threading.RLock()
+
+
+@contextmanager
+def scoped(device: torch.device) -> Iterator[None]:
+    """PyTorch with one thread, deterministic convolutions and its own random state; all three are given back afterwards.
+
+    One thread a worker: the number of threads changes the order of sums, and so the bits. Threads of one process take turns,
+    because these settings and the random state belong to the process.
+    """
+    cuda = device.type == "cuda"
+    with (
+        _ONE_AT_A_TIME,
+        torch.random.fork_rng(devices=[device] if cuda else []),
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def seed_generators(key: int, device: torch.device) -> None:
+    """Seed the generators that ``scoped`` gives back, and no other (``torch.manual_seed`` would seed every device)."""
+    torch.default_generator.manual_seed(key >> 1)  # signed 64 bits
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(key >> 1)
+
+
+def device_named(name: str) -> torch.device:
+    """``auto`` is the first CUDA device where there is one. InputError for "cuda" without one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError('learner.device = "cuda": PyTorch sees no CUDA device here; write "auto" or "cpu"')
+    return torch.device(name)
+
+
+def factory_named(path: str) -> Callable[..., Any]:
+    """What ``"package.module:name"`` or ``"path/to/file.py:name"`` names. InputError when there is no such thing."""
+    place, _, name = path.rpartition(":")
+    if not place or not name:
+        raise InputError(f"learner.module = {path!r} names no factory; write 'package.module:factory' or 'path/to/file.py:factory'")
+    if place.endswith(".py"):
+        source = _imported_file(Path(place))
+    else:
+        try:
+            source = importlib.import_module(place)
+        except ImportError as error:
+            raise InputError(f"learner.module = {path!r}: {place} cannot be imported: {error}") from error
+    if not hasattr(source, name):
+        public = [other for other in vars(source) if not other.startswith("_")]
+        raise InputError(f"learner.module = {path!r}: {place} has no {name!r}{did_you_mean(name, public)}")
+    return getattr(source, name)  # type: ignore[no-any-return]
+
+
+def _imported_file(path: Path) -> Any:
+    """The file as a module, imported once for each state of the file and registered, so that its classes can be pickled."""
+    if not path.is_file():
+        raise InputError(f"learner.module: there is no file {str(path)!r} in {Path.cwd()}; write its path from there, or in full")
+    name = f"{path.stem}_{derive(str(path.resolve()), path.stat().st_mtime_ns):016x}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None  # for a .py file there always is one
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def build(module: Any, options: Mapping[str, Any], key: int) -> nn.Module:
+    """A fresh module: a copy of one that was given ready-made, or what the factory makes under the random key (in ``scoped``)."""
+    if isinstance(module, nn.Module):
+        if options:
+            raise InputError(f"learner.options = {dict(options)} are a factory's arguments; the module given is ready-made: leave them out")
+        return copy.deepcopy(module)
+    factory = factory_named(module) if isinstance(module, str) else module
+    what = module if isinstance(module, str) else getattr(module, "__qualname__", repr(module))
+    if not callable(factory):
+        raise InputError(f"learner.module = {what} is a {type(factory).__name__}; it must be an nn.Module or a function that makes one")
+    try:
+        inspect.signature(factory).bind(**options)
+    except TypeError as error:
+        raise InputError(f"learner.options = {dict(options)} do not fit {what}{inspect.signature(factory)}: {error}") from error
+    seed_generators(key, torch.device("cpu"))
+    made = factory(**options)
+    if not isinstance(made, nn.Module):
+        raise InputError(f"learner.module = {what} made a {type(made).__name__}; it must make an nn.Module")
+    return made
+
+
+def materialise(module: nn.Module, schema: Schema | None) -> None:
+    """Give lazy layers (nn.LazyLinear, ...) their shapes, from one example as the schema says it is."""
+    if not any(isinstance(value, UninitializedTensorMixin) for value in [*module.parameters(), *module.buffers()]):
+        return
+    if schema is None or not schema.shape:
+        raise InputError("the module has lazy layers, whose shapes come from the data: bind the learner to a schema with a shape first")
+    training = module.training
+    with torch.no_grad():
+        module.eval()(torch.zeros(1, *schema.shape, dtype=torch.int64 if np.dtype(schema.dtype).kind in "iu" else None))
+    module.train(training)
+
+
+class Model:
+    """A private copy of the user's module, into whose own memory params are loaded before each use.
+
+    Tensors that PyTorch allocates are aligned, so that the bits do not depend on where the params lay.
+
+    weights:  parameters that are trained; a shared one is listed once.
+    others:   frozen parameters and persistent buffers.
+    obstacle: why clients cannot be trained as one batch; None when they can, missing as long as nobody has tried.
+    """
+
+    obstacle: str | None
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self.device = device
+        self.module = module.to(device)
+        stored = module.state_dict(keep_vars=True)
+        parameters = dict(module.named_parameters())
+        self.weights: dict[str, torch.Tensor] = {name: p for name, p in parameters.items() if p.requires_grad}
+        self.others = {name: p.detach() for name, p in parameters.items() if not p.requires_grad}
+        self.others |= {name: buffer for name, buffer in module.named_buffers() if name in stored}
+        if not self.weights:
+            raise InputError(f"{type(module).__name__} has no parameters to train (none with requires_grad)")
+        self.dtype = next((w.dtype for w in self.weights.values() if w.is_floating_point()), torch.float32)
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.weights, *self.others]
+
+    def kinds(self) -> Kinds:
+        floating = {name: value.is_floating_point() for name, value in self.others.items()}
+        return {name: "weight" for name in self.weights} | {n: "buffer" if f else "counter" for n, f in floating.items()}
+
+    def params(self) -> Params:
+        """What the module holds, as NumPy arrays of its own memory."""
+        self._find_buffers()
+        return {name: array(value) for name, value in (self.weights | self.others).items()}
+
+    def load(self, params: Params) -> nn.Module:
+        """Copy params into the module. InputError when they are another model's."""
+        mine = self.weights | self.others
+        odd = set(params) ^ set(mine)
+        if odd:
+            raise InputError(f"the params are not those of {type(self.module).__name__}: {sorted(odd)[0]!r} is in only one of the two")
+        self._find_buffers()
+        with torch.no_grad():
+            for name, value in (self.weights | self.others).items():
+                given = np.asarray(params[name])
+                if given.shape != tuple(value.shape):
+                    raise InputError(f"param {name!r} has shape {given.shape}; {type(self.module).__name__} has {tuple(value.shape)}")
+                value.copy_(tensor(given, self.device))
+        return self.module
+
+    def _find_buffers(self) -> None:
+        # A module may assign a new tensor to a buffer (`self.mean = ...`), so what was found before can be stale.
+        buffers = dict(self.module.named_buffers())
+        self.others = {name: buffers.get(name, value) for name, value in self.others.items()}
+
+
+def tensor(values: Any, device: torch.device) -> torch.Tensor:
+    """A tensor of an array's values, over its own memory where that can be."""
+    return torch.from_numpy(np.require(values, requirements=["C", "W"])).to(device)
+
+
+def array(values: torch.Tensor) -> np.ndarray:
+    """An owned NumPy array of a tensor's values; half precision widens to float32 and booleans to int8, which can be added."""
+    wider = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.bool: torch.int8}
+    return values.detach().to("cpu", wider.get(values.dtype, values.dtype), copy=True).contiguous().numpy()

@@ -1,0 +1,1 @@
+"""Who may see what: transforms that stand between a client and the sum."""

@@ -1,0 +1,180 @@
+"""A whole run state as one safetensors file.
+
+A tree is made of nested dictionaries with string keys, lists and tuples; its leaves are arrays, NumPy scalars, or None, bool, int,
+float and str. In the file
+
+- every array is a tensor, named by its path as a JSON pointer (RFC 6901): ``/params/layer.0~1weight`` is the entry
+  ``layer.0/weight`` of ``params``. A ``~`` of a key is written ``~0`` and a ``/`` is written ``~1``, so no two paths share a name;
+- everything else is JSON in the metadata entry ``tree``; a float that JSON does not know is ``{"float": "nan"}``, a dictionary
+  ``{"dict": {...}}`` and a tensor ``{"array": name}``, so that no value can be mistaken for another;
+- the metadata begins with ``sha256``, the digest of the whole file with 64 zeros in the digest's place. Any change of any byte is
+  found before anything is used. It finds damage; it is not a signature.
+
+Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from array_api_compat import is_array_api_obj
+
+from hansa.core.errors import InputError
+from hansa.tracking.files import replace_file
+
+_FORMAT: Final = "1"
+_START: Final = b'{"__metadata__":{"sha256":"'
+_NO_DIGEST: Final = b"0" * 64
+_DTYPES: Final = {
+    np.dtype(name): code
+    for name, code in [
+        ("float64", "F64"), ("float32", "F32"), ("float16", "F16"), ("bool", "BOOL"),
+        ("int64", "I64"), ("int32", "I32"), ("int16", "I16"), ("int8", "I8"),
+        ("uint64", "U64"), ("uint32", "U32"), ("uint16", "U16"), ("uint8", "U8"),
+    ]
+}  # fmt: skip
+
+
+def save_tree(path: Path | str, tree: Mapping[str, Any]) -> None:
+    """Write a tree atomically and durably, mode 0600. Tensors of other libraries are saved as NumPy arrays.
+
+    Raises :class:`InputError` for a leaf that is none of the kinds above, naming its path.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    text = json.dumps(_encode(tree, "", arrays), allow_nan=False, separators=(",", ":"))
+    save_arrays(path, arrays, {"hansa": _FORMAT, "tree": text})
+
+
+def load_tree(path: Path | str) -> dict[str, Any]:
+    """Read a tree, all arrays as NumPy arrays of their own, keys in the order in which they were saved.
+
+    Raises :class:`InputError` for a file that is missing, cut, changed, or not written by :func:`save_tree`.
+    """
+    arrays, metadata = load_arrays(path)
+    if metadata.get("hansa") != _FORMAT or "tree" not in metadata:
+        raise InputError(
+            f"damaged file {path}: it holds no state of a run in format {_FORMAT} (format {metadata.get('hansa')!r}); "
+            "read it with the version of hansa that wrote it"
+        )
+    tree: dict[str, Any] = _decode(json.loads(metadata["tree"]), arrays)
+    return tree
+
+
+def save_arrays(path: Path | str, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """Write named arrays as a safetensors file that any reader of the format opens, with its digest in the metadata."""
+    ready = {name: _array(value, name) for name, value in arrays.items()}
+    if "__metadata__" in ready:
+        raise InputError("an array is named '__metadata__', which safetensors keeps for itself; rename it")
+    if unwritable := [name for name in ready if not name.isprintable() and "\ud800" <= max(name) <= "\udfff"]:
+        raise InputError(f"the name {unwritable[0]!r} of an array is not valid Unicode text; rename it")
+    # Widest items first, so that each array starts at a multiple of its item size and can be mapped without a copy.
+    ordered = sorted(ready.items(), key=lambda item: -item[1].dtype.itemsize)
+    header: dict[str, Any] = {"__metadata__": {"sha256": _NO_DIGEST.decode(), **(metadata or {})}}
+    start = 0
+    for name, array in ordered:
+        stop = start + array.nbytes
+        header[name] = {"dtype": _DTYPES[array.dtype], "shape": list(array.shape), "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    bodies = [memoryview(array.reshape(-1)).cast("B") for _, array in ordered if array.size]
+    digest = hashlib.sha256(head)
+    for body in bodies:
+        digest.update(body)
+    replace_file(Path(path), [head.replace(_NO_DIGEST, digest.hexdigest().encode(), 1), *bodies])
+
+
+def load_arrays(path: Path | str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays and the metadata of a file by :func:`save_arrays`. Raises :class:`InputError` where it is missing or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    _check_digest(Path(path))
+    try:
+        with safe_open(path, framework="np") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118  # it is no mapping
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"damaged file {path}: {error}; restore it from a backup, or run the job again") from error
+
+
+def _check_digest(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            head = file.read(8 + len(_START))
+            given = file.read(len(_NO_DIGEST))
+            digest = hashlib.sha256(head + _NO_DIGEST)
+            while part := file.read(1 << 20):
+                digest.update(part)
+    except OSError as error:
+        what = "it is missing" if isinstance(error, FileNotFoundError) else f"it cannot be read ({error.strerror})"
+        raise InputError(f"damaged file {path}: {what}; restore it from a backup, or run the job again") from error
+    if head[8:] != _START:
+        raise InputError(f"damaged file {path}: hansa did not write it, or its start is lost; restore it, or run the job again")
+    if digest.hexdigest().encode() != given:
+        raise InputError(
+            f"damaged file {path}: its content does not match its SHA-256 digest; restore it from a backup, or run the job again"
+        )
+
+
+def _encode(node: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
+    if isinstance(node, str):
+        return str(node)
+    if isinstance(node, np.generic):
+        # Not as a Python number: a NumPy scalar decides the dtype of what it is multiplied with, a Python number does not.
+        arrays[path] = _array(np.asarray(node), path)
+        return {"scalar": path}
+    if node is None or isinstance(node, bool | int):
+        return node
+    if isinstance(node, float):
+        return node if np.isfinite(node) else {"float": repr(node)}
+    if isinstance(node, Mapping):
+        return {"dict": {key: _encode(value, f"{path}/{_token(key, path)}", arrays) for key, value in node.items()}}
+    if isinstance(node, list | tuple):
+        items = [_encode(value, f"{path}/{position}", arrays) for position, value in enumerate(node)]
+        return items if isinstance(node, list) else {"tuple": items}
+    arrays[path] = _array(node, path)
+    return {"array": path}
+
+
+def _token(key: Any, path: str) -> str:
+    if not isinstance(key, str):
+        raise InputError(f"entry {path!r}: the key {key!r} is of type {type(key).__name__}; keys must be text, write str(...)")
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+def _array(value: Any, name: str) -> np.ndarray:
+    if not is_array_api_obj(value):
+        raise InputError(
+            f"entry {name!r}: a value of type {type(value).__name__} cannot be saved; keep arrays, numbers, text, lists and dictionaries of them"
+        )
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+    try:
+        array = np.asarray(value, order="C")
+    except TypeError as error:  # PyTorch has dtypes that NumPy lacks
+        raise InputError(f"entry {name!r}: {value.dtype} has no NumPy equal; convert it to float32 before it is saved") from error
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if array.dtype not in _DTYPES:
+        allowed = ", ".join(str(dtype) for dtype in _DTYPES)
+        raise InputError(f"entry {name!r}: an array of dtype {array.dtype} cannot be saved (allowed: {allowed}); convert it first")
+    return array
+
+
+def _decode(node: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    if isinstance(node, list):
+        return [_decode(item, arrays) for item in node]
+    if not isinstance(node, dict):
+        return node
+    ((kind, value),) = node.items()
+    if kind == "dict":
+        return {key: _decode(item, arrays) for key, item in value.items()}
+    if kind == "array":
+        return arrays[value]
+    if kind == "scalar":
+        return arrays[value][()]
+    return float(value) if kind == "float" else tuple(_decode(item, arrays) for item in value)

@@ -1,0 +1,235 @@
+"""A job under way, in memory: describe the data, prepare it, play the rounds, judge the model. No files, no terminal.
+
+Every stage is a sequence of the same rounds (`hansa.core.loop`), and the state between two rounds is one tree:
+
+    stage        "preparing" | "training"
+    round        rounds of the stage that are done
+    algorithm    the state of the stage's algorithm, with ``params``
+    preparation  the fitted preparation, once it is
+    best         {"round", "value", "params"} of the best model so far, for jobs that ask for it
+    since        evaluations without an improvement
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from hansa.core import metrics as metric
+from hansa.core.blocks import Block, Client, LoadedBlock, Table, blocks_of
+from hansa.core.contracts import Engine, Learner, Schema, State
+from hansa.core.errors import InputError, did_you_mean
+from hansa.core.loop import Observer, Outcome, Terms, evaluate, play_round, unobserved
+from hansa.core.metrics import Metrics
+from hansa.core.params import Params
+from hansa.core.sampling import cohort, cohort_size
+from hansa.core.store import MemoryStore
+from hansa.core.worker import EvaluateCall
+from hansa.data import recipes
+from hansa.data.describe import Describe, Description, check
+from hansa.data.preparation import FitPreparation
+from hansa.job import Job
+
+@dataclass(frozen=True)
+class Setting:
+    """A job whose engine runs and whose clients have described their data."""
+
+    job: Job
+    engine: Engine
+    clients: Sequence[Client]
+    description: Description
+    schema: Schema
+    fit: FitPreparation | None
+    central: Table | None
+    terms: Terms
+    observe: Observer = unobserved
+
+    @property
+    def all_blocks(self) -> list[Block]:
+        return blocks_of(range(len(self.clients)), self.job.rounds.block)
+
+    def bound(self, preparation: Any = None) -> tuple[Schema, Learner]:
+        """The schema with the fitted preparation, and the learner that knows it."""
+        schema = self.schema
+        if self.fit is not None:
+            example = self.fit.preparer.prepare(self.description.example(), preparation)
+            names = self.fit.feature_names(preparation)
+            schema = replace(
+                schema, features=names, shape=example.x.shape[1:], dtype=str(example.x.dtype), preparation=preparation, preparer=self.fit.preparer
+            )
+        return schema, self.job.learner.bind(schema)
+
+
+def clients_of(job: Job) -> list[Client]:
+    """The recipes of a job's clients, in canonical order: sorted by id."""
+    return recipes.clients(job.data, job.partition, job.split, job.seed)
+
+
+def open_setting(
+    job: Job, clients: Sequence[Client], store: Any = None, observe: Observer = unobserved, lenient: bool = False
+) -> Setting:
+    """Start the engine and let every client describe its data. InputError for data that cannot work.
+
+    ``lenient`` accepts what one client alone may have, but all together may not: constant columns, a single class.
+    """
+    engine = job.engine.build()
+    engine.start(job.learner, clients, MemoryStore() if store is None else store)
+    terms = Terms(job.seed, len(clients), job.rounds.weighting, job.rounds.quorum, job.transforms)
+    blocks = blocks_of(range(len(clients)), job.rounds.block)
+    source = job.data.read()
+    told = play_round(
+        {"params": {}}, algorithm=Describe(), engine=engine, blocks=blocks, schema=None, round=0, rate=1.0,
+        terms=Terms(job.seed, len(clients)), observe=observe,
+    )  # fmt: skip
+    natural = getattr(job.partition, "name", "") == "column"
+    description = check(
+        told.state["facts"],
+        task=source.task,
+        needs=job.learner.needs,
+        prepared=job.preparation is not None,
+        constant="allow" if lenient else "refuse",
+        single_class="refuse" if natural and not lenient else "allow",
+    )
+    schema = Schema(description.features, description.shape, description.dtype, description.classes, description.rows)
+    fit = None if job.preparation is None else FitPreparation.of(job.preparation, description)
+    return Setting(job, engine, clients, description, schema, fit, recipes.central(job.data), terms, observe)
+
+
+def prepare(setting: Setting, state: State | None = None, save: Callable[[State], None] = lambda state: None) -> State:
+    """Fit the preparation, from the start or from a saved state; returns the state in which training begins."""
+    if state is not None and state["stage"] == "training":
+        return state
+    fit, job = setting.fit, setting.job
+    if fit is not None:
+        run = state or {"stage": "preparing", "round": 0, "algorithm": fit.init({}, {})}
+        while not run["algorithm"]["done"]:
+            number = run["round"] + 1
+            outcome = play_round(
+                run["algorithm"], algorithm=fit, engine=setting.engine, blocks=setting.all_blocks, schema=None, round=number,
+                rate=1.0, terms=Terms(job.seed, len(setting.clients)), observe=setting.observe,
+            )  # fmt: skip
+            run = {**run, "round": number, "algorithm": outcome.state}
+            save(run)
+        preparation = run["algorithm"]["fitted"]
+    else:
+        preparation = None
+    _, learner = setting.bound(preparation)
+    begin = job.algorithm.init(learner.init(job.seed), learner.kinds())
+    state = {"stage": "training", "round": 0, "algorithm": begin, "preparation": preparation, "best": None, "since": 0}
+    save(state)
+    return state
+
+
+def train(setting: Setting, state: State) -> Iterator[tuple[State, dict[str, Any]]]:
+    """Play the rounds that are left; yields the state after each with its record.
+
+    A record has ``round``, ``clients``, ``seconds``, ``bytes_down``, ``bytes_up``, ``failures`` and the metrics of the round as
+    ``train/loss``, ``validation/...``, ``test/...`` (clients' own rows) and ``central/...`` (the data set's own test rows).
+    """
+    job, rounds = setting.job, setting.job.rounds
+    schema, learner = setting.bound(state["preparation"])
+    size = cohort_size(len(setting.clients), rounds.clients)
+    while state["round"] < rounds.count and not _finished(job, state):
+        number, began = state["round"] + 1, time.perf_counter()
+        members = cohort(len(setting.clients), size, job.seed, number)
+        outcome = play_round(
+            state["algorithm"], algorithm=job.algorithm, engine=setting.engine, blocks=blocks_of(members, rounds.block), schema=schema,
+            round=number, rate=rounds.schedule.factor(number, rounds.count), terms=setting.terms, observe=setting.observe,
+        )  # fmt: skip
+        state = {**state, "round": number, "algorithm": outcome.state}
+        record = _record(number, outcome)
+        if number % job.evaluation.every == 0 or number == rounds.count or outcome.state.get("done"):
+            setting.observe("evaluate")
+            record |= judge(setting, schema, learner, outcome.state["params"], number)
+            state = _watch(job, state, record)
+        record["seconds"] = time.perf_counter() - began
+        yield state, record
+
+
+def _finished(job: Job, state: State) -> bool:
+    patience = job.evaluation.patience
+    return bool(state["algorithm"].get("done") or (patience and state["since"] >= patience))
+
+
+def why_stopped(job: Job, state: State) -> str:
+    """One sentence on why no further round is played."""
+    if state["algorithm"].get("done"):
+        return f"converged after {state['round']} rounds"
+    if job.evaluation.patience and state["since"] >= job.evaluation.patience:
+        return f"no better {job.evaluation.watch} on the validation rows for {state['since']} evaluations; stopped after {state['round']} rounds"
+    return f"played all {state['round']} rounds"
+
+
+def _record(number: int, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "round": number,
+        "clients": outcome.clients,
+        "bytes_down": outcome.bytes_down,
+        "bytes_up": outcome.bytes_up,
+        "failures": [{"clients": list(f.clients), "kind": f.kind, "message": f.message} for f in outcome.failures],
+    } | {f"train/{name}": value for name, value in metric.values(outcome.metrics).items()}
+
+
+def judge(setting: Setting, schema: Schema, learner: Learner, params: Params, number: int) -> dict[str, float]:
+    """The metrics of given params: on every split that the job keeps back, over all clients, and on the central test rows."""
+    record: dict[str, float] = {}
+    for split in ("validation", "test"):
+        if getattr(setting.job.split, split):
+            _, total = per_client(setting, schema, params, split, number)
+            record |= {f"{split}/{name}": value for name, value in metric.values(total).items()}
+    if setting.central is not None:
+        record |= {f"central/{name}": value for name, value in metric.values(central(setting, schema, learner, params)).items()}
+    return record
+
+
+def per_client(setting: Setting, schema: Schema, params: Params, split: str, number: int = 0) -> tuple[Metrics, Metrics]:
+    """Metrics of one split under given params: (by client, over all)."""
+    return evaluate(setting.engine, EvaluateCall(params, schema, setting.job.seed, number, split), setting.all_blocks)
+
+
+def central(setting: Setting, schema: Schema, learner: Learner, params: Params) -> Metrics:
+    """Metrics on the data set's own test rows, which are the server's."""
+    assert setting.central is not None
+    table = setting.central
+    if schema.preparer is not None:
+        table = schema.preparer.prepare(table, schema.preparation)
+    table = learner.arrays(table)
+    server = Client("server", dict, {}, len(table))
+    block = LoadedBlock(0, (server,), (table,), np.ones(1), setting.job.seed, 0)
+    return metric.totals(learner.evaluate(params, block))
+
+
+def _watch(job: Job, state: State, record: dict[str, Any]) -> State:
+    """Remember the best model, count the evaluations since."""
+    if not (job.evaluation.best or job.evaluation.patience):
+        return state
+    name = f"validation/{job.evaluation.watch}"
+    if name not in record:
+        known = [key.partition("/")[2] for key in record if key.startswith("validation/")]
+        raise InputError(f"evaluation.watch = {job.evaluation.watch!r}: there is no such metric{did_you_mean(job.evaluation.watch, known)}")
+    value, best = record[name], state["best"]
+    sign = 1.0 if job.evaluation.watch in metric.HIGHER_IS_BETTER else -1.0
+    if best is None or sign * (value - best["value"]) > job.evaluation.least:
+        kept = {"round": state["round"], "value": value, "params": state["algorithm"]["params"] if job.evaluation.best else {}}
+        return {**state, "best": kept, "since": 0}
+    return {**state, "since": state["since"] + 1}
+
+
+def chosen_params(job: Job, state: State) -> Params:
+    """The params that the run gives back: those of the best round where the job asks for them, else the last."""
+    if job.evaluation.best and state["best"] is not None:
+        return dict(state["best"]["params"])
+    return dict(state["algorithm"]["params"])
+
+
+def exported(setting: Setting, state: State) -> Any:
+    """The fitted model, with the fitted preparation before it where there is one: ordinary objects of their own libraries."""
+    _, learner = setting.bound(state["preparation"])
+    model = learner.export(chosen_params(setting.job, state))
+    if setting.fit is None:
+        return model
+    return setting.fit.pipeline(state["preparation"], model, setting.description.example())

@@ -1,0 +1,116 @@
+"""Laws of every algorithm."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from hansa.algorithms.fedavg import FedAvg, FedProx
+from hansa.algorithms.fedmedian import FedMedian
+from hansa.algorithms.gradient_descent import GradientDescent
+from hansa.algorithms.newton import Newton
+from hansa.algorithms.scaffold import Scaffold
+from hansa.algorithms.server_optimizers import SGD, AdaGrad, Adam, Momentum, RMSprop, Yogi
+from hansa.core.contracts import Algorithm
+from hansa.core.local import Adam as LocalAdam
+from hansa.core.local import Local
+from hansa.core.local import SGD as LocalSGD
+from hansa.core.store import DiskStore
+from hansa.learners.sklearn import Sklearn
+from hansa.options import registry
+from hansa.tracking.tree import load_tree, save_tree
+from tests.conformance import problem
+
+LOCAL = Local(epochs=2, batch_size=8, learning_rate=0.1)
+ALGORITHMS = {
+    "fedavg": FedAvg(local=LOCAL),
+    "fedavg, momentum": FedAvg(local=Local(batch_size=8, optimizer=LocalSGD(momentum=0.9, nesterov=True), learning_rate=0.02)),
+    "fedavg, local adam": FedAvg(local=Local(batch_size=8, optimizer=LocalAdam(), learning_rate=0.01, clip=1.0)),
+    "fedprox": FedProx(local=LOCAL, mu=0.1),
+    "scaffold": Scaffold(local=LOCAL),
+    "fedmedian": FedMedian(local=LOCAL),
+    "gradient_descent": GradientDescent(server=SGD(learning_rate=0.5)),
+    "newton": Newton(),
+    **{f"fedavg, server {s.name}": FedAvg(local=LOCAL, server=s) for s in (Momentum(0.3), AdaGrad(), Adam(), RMSprop(), Yogi())},
+}
+every = pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS.keys())
+LEARNER = Sklearn(estimator=LogisticRegression())
+
+
+def test_all_registered_algorithms_are_here() -> None:
+    assert set(registry("algorithm")) == {algorithm.name for algorithm in ALGORITHMS.values()}
+
+
+@every
+def test_fulfils_the_contract(algorithm: Any) -> None:
+    assert isinstance(algorithm, Algorithm)
+
+
+@every
+def test_learns(algorithm: Any) -> None:
+    bound = LEARNER.bind(problem.schema("breast_cancer"))
+    block = problem.loaded(bound, "breast_cancer", tuple(range(7)), split="test")
+    params = problem.play(algorithm, LEARNER, "breast_cancer", 15)["params"]
+    right, asked = bound.evaluate(params, block)["accuracy"]
+    assert right.sum() / asked.sum() > 0.9
+
+
+@every
+def test_same_job_same_bits(algorithm: Any) -> None:
+    first, second = (problem.play(algorithm, LEARNER, "iris", 4)["params"] for _ in range(2))
+    assert problem.same_bits(first, second)
+
+
+@every
+def test_state_can_be_saved_between_any_two_rounds(algorithm: Any, tmp_path: Any) -> None:
+    """Through a file, and with client state on disk: the end is the same to the last bit."""
+    whole = problem.play(algorithm, LEARNER, "breast_cancer", 5)["params"]
+    state, path = None, tmp_path / "state.safetensors"
+    for number in range(1, 6):
+        store = DiskStore(tmp_path / "clients.sqlite")
+        state = problem.play(algorithm, LEARNER, "breast_cancer", 1, state=state, first=number, store=store)
+        save_tree(path, state)
+        state = load_tree(path)
+    assert problem.same_bits(whole, state["params"])
+
+
+@every
+def test_a_repeated_round_reads_the_client_state_from_before_it(algorithm: Any, tmp_path: Any) -> None:
+    """A crash after the clients have written and before the server has saved: the round is played again, to the same bits."""
+    whole = problem.play(algorithm, LEARNER, "breast_cancer", 3)["params"]
+    store = DiskStore(tmp_path / "clients.sqlite")
+    after_one = problem.play(algorithm, LEARNER, "breast_cancer", 1, store=store)
+    problem.play(algorithm, LEARNER, "breast_cancer", 1, state=after_one, first=2, store=store)
+    state = problem.play(
+        algorithm, LEARNER, "breast_cancer", 2, state=after_one, first=2, store=DiskStore(tmp_path / "clients.sqlite")
+    )
+    assert problem.same_bits(whole, state["params"])
+
+
+@every
+def test_broadcast_and_work_change_nothing_that_they_were_given(algorithm: Any) -> None:
+    bound = LEARNER.bind(problem.schema("iris"))
+    state = {**algorithm.init(bound.init(0), bound.kinds()), "rate": 1.0, "population": 7}
+    before = deepcopy(state)
+    message = algorithm.broadcast(state, 1)
+    block = problem.loaded(bound, "iris", (0, 1))
+    if message.keeps is not None:
+        block = type(block)(**{**vars(block), "state": {n: np.stack([v, v]) for n, v in message.keeps.items()}})
+    algorithm.work(bound, message, block)
+    assert problem.same_bits(before["params"], state["params"])
+
+
+@every
+def test_update_has_a_leading_client_axis(algorithm: Any) -> None:
+    bound = LEARNER.bind(problem.schema("iris"))
+    message = algorithm.broadcast({**algorithm.init(bound.init(0), bound.kinds()), "rate": 1.0, "population": 7}, 1)
+    block = problem.loaded(bound, "iris", (0, 3, 4))
+    if message.keeps is not None:
+        block = type(block)(**{**vars(block), "state": {n: np.stack([v] * 3) for n, v in message.keeps.items()}})
+    update = algorithm.work(bound, message, block)
+    assert all(len(value) == 3 for value in update.values.values())
+    assert len(update.weight) == 3
