@@ -7,7 +7,7 @@ The public API, all of it:
     compare(job)    the job beside each client alone and all rows pooled
     Job, Rounds, Evaluation, Split          what to do
     Column, IID, Dirichlet, Shards          how rows become clients
-    from_arrays, from_table, from_torch     data that is in memory; Dataset and File for built-in sets and files
+    from_arrays, from_table, from_torch     data that is in memory; BuiltIn and File for built-in sets and files
     Standard                                federated preprocessing
     FedAvg, FedProx, Scaffold, GradientDescent, Newton; Local, SGD, Adam; server optimisers in ``hansa.server``
     Sklearn, TorchLearner, MLP              learners; estimators and modules may also be given to a job as they are
@@ -24,9 +24,9 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Adam": "hansa.core.local",
+    "BuiltIn": "hansa.data.builtin",
     "Client": "hansa.core.blocks",
     "Column": "hansa.data.partition",
-    "Dataset": "hansa.data.builtin",
     "Dirichlet": "hansa.data.partition",
     "Diverged": "hansa.core.errors",
     "Evaluation": "hansa.job",

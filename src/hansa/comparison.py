@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from hansa import training
 from hansa.algorithms.newton import LARGEST, Newton
 from hansa.core import metrics as metric
 from hansa.core.blocks import Client
+from hansa.core.contracts import Schema, State
 from hansa.core.metrics import Metrics
 from hansa.core.params import Params
+from hansa.core.store import MemoryStore
 from hansa.data import recipes
 from hansa.job import Job
 
@@ -65,11 +68,10 @@ def compare(
         for repeat in range(repeats):
             one = replace(job, seed=job.seed + repeat, evaluation=replace(job.evaluation, every=job.rounds.count))
             clients = training.clients_of(one)
-            ways: list[Callable[[], Scores]] = [lambda o=one, c=clients: _alone(o, c), lambda o=one, c=clients: _pooled(o, c)]  # type: ignore[misc]
-            ways += [lambda o=one, c=clients, a=a: _together(replace(o, algorithm=a), c) for a in (job.algorithm, *extra)]  # type: ignore[misc]
-            for place, (name, way) in enumerate(zip(names, ways, strict=True)):
-                progress(repeat * len(names) + place, repeats * len(names), name)
-                results[name].append(way())
+            ways = _ways(one, clients, (job.algorithm, *extra))
+            for place, (name, scores) in enumerate(zip(names, ways, strict=True)):
+                progress(repeat * len(names) + place + 1, repeats * len(names), name)
+                results[name].append(scores)
     shown = tuple(name for name in ("auc", "accuracy", "mse", "loss") if name in results[names[1]][0])[:2]
     ids = tuple(client.id for client in training.clients_of(job))
     rows = tuple(Row(name, {m: {c: _mean_and_error([r[m].get(c, float("nan")) for r in results[name]]) for c in (*ids, OVERALL)} for m in shown}) for name in names)
@@ -81,43 +83,42 @@ def _title(algorithm: Any) -> str:
     return titles.get(algorithm.name, algorithm.name.replace("_", " "))
 
 
-def _fit(job: Job, clients: Sequence[Client], lenient: bool) -> tuple[training.Setting, Any, Params]:
+def _ways(job: Job, clients: Sequence[Client], algorithms: Sequence[Any]) -> Iterator[Scores]:
+    """The scores of each way to learn, in the order of the table."""
+    best = _optimum(job, clients)
+    own: list[Metrics] = []
+    for client in clients:
+        setting, state = _prepared(best, [client], lenient=True)
+        own.append(training.per_client(setting, *_trained(setting, state), "test")[1])
+    yield _scores([client.id for client in clients], own)
+    setting, state = _prepared(best, recipes.pooled(clients), lenient=True)
+    schema, params = _trained(setting, state)
+    setting.engine.start(job.learner, clients, MemoryStore())
+    yield _by_client(replace(setting, clients=clients), schema, params)
+    setting, state = _prepared(job, clients, lenient=False)
+    for algorithm in algorithms:
+        with_it = replace(setting, job=replace(job, algorithm=algorithm))
+        yield _by_client(with_it, *_trained(with_it, training.begin(with_it, state["preparation"])))
+
+
+def _prepared(job: Job, clients: Sequence[Client], lenient: bool) -> tuple[training.Setting, State]:
     setting = training.open_setting(job, clients, lenient=lenient)
-    state = training.prepare(setting)
+    return setting, training.prepare(setting)
+
+
+def _trained(setting: training.Setting, state: State) -> tuple[Schema, Params]:
     for state, _ in training.train(setting, state):  # noqa: B007  # the last state is what is wanted
         pass
-    return setting, state["preparation"], training.chosen_params(job, state)
+    schema, _ = setting.bound(state["preparation"])
+    return schema, training.chosen_params(setting.job, state)
 
 
 def _optimum(job: Job, clients: Sequence[Client]) -> Job:
-    """The job that finds the best model of its own data: alone or pooled."""
-    if "hessian" not in job.learner.can:
-        return replace(job, partition=job.partition)
-    features = len(clients[0].load()["train"].x.columns) if hasattr(clients[0].load()["train"].x, "columns") else clients[0].load()["train"].x[0].size
-    return replace(job, algorithm=Newton(), rounds=replace(job.rounds, count=max(50, job.rounds.count), clients=1.0)) if features < LARGEST else job
-
-
-def _alone(job: Job, clients: Sequence[Client]) -> Scores:
-    own: list[Metrics] = []
-    for client in clients:
-        setting, preparation, params = _fit(_optimum(job, clients), [client], lenient=True)
-        schema, _ = setting.bound(preparation)
-        own.append(training.per_client(setting, schema, params, "test")[1])
-    return _scores([client.id for client in clients], own)
-
-
-def _pooled(job: Job, clients: Sequence[Client]) -> Scores:
-    setting, preparation, params = _fit(_optimum(job, clients), recipes.pooled(clients), lenient=True)
-    schema, _ = setting.bound(preparation)
-    setting.engine.start(job.learner, clients, training.MemoryStore())
-    everyone = replace(setting, clients=clients)
-    return _by_client(everyone, schema, params)
-
-
-def _together(job: Job, clients: Sequence[Client]) -> Scores:
-    setting, preparation, params = _fit(job, clients, lenient=False)
-    schema, _ = setting.bound(preparation)
-    return _by_client(setting, schema, params)
+    """The job that finds the best model of its own data, alone or pooled: Newton's method where the model allows it."""
+    x = clients[0].load()["train"].x
+    if "hessian" not in job.learner.can or int(np.prod(x.shape[1:])) > LARGEST // 10:
+        return job
+    return replace(job, algorithm=Newton(), rounds=replace(job.rounds, count=max(50, job.rounds.count), clients=1.0))
 
 
 def _by_client(setting: training.Setting, schema: Any, params: Params) -> Scores:

@@ -66,7 +66,8 @@ class Job:
     algorithm:    how the clients' work becomes one model.
     partition:    how rows become clients, where the data names none.
     split:        each client's train, validation and test rows.
-    preparation:  federated preprocessing; None where the features can be used as they are.
+    preparation:  federated preprocessing: :class:`hansa.Standard`, or any scikit-learn transformer that can be fitted from sums; None
+                  where the features can be used as they are.
     transforms:   what happens to updates between client and sum, in order.
     """
 
@@ -110,9 +111,7 @@ def adapt(given: Any) -> tuple[Learner, Any]:
         from hansa.learners.sklearn import Sklearn
 
         if isinstance(given, Pipeline) and len(given.steps) > 1:
-            from hansa.data.preparation import Given
-
-            return Sklearn(estimator=given.steps[-1][1]), Given(given[:-1])
+            return Sklearn(estimator=given.steps[-1][1]), given[:-1]
         return Sklearn(estimator=given.steps[-1][1] if isinstance(given, Pipeline) else given), None
     raise InputError(
         f"job.learner: {kind.__name__} is not something that Hansa trains "

@@ -29,9 +29,9 @@ from hansa.core.params import Params
 from hansa.core.sampling import cohort, cohort_size
 from hansa.core.store import MemoryStore
 from hansa.core.worker import EvaluateCall
-from hansa.data import recipes
+from hansa.data import columns, recipes
 from hansa.data.describe import Describe, Description, check
-from hansa.data.preparation import FitPreparation
+from hansa.data.preparation import FitPreparation, Preparer, feature_names, fitted_transformer, prepared_dtype
 from hansa.job import Job
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Setting:
     clients: Sequence[Client]
     description: Description
     schema: Schema
+    transformer: Any
     fit: FitPreparation | None
     central: Table | None
     terms: Terms
@@ -56,10 +57,9 @@ class Setting:
         """The schema with the fitted preparation, and the learner that knows it."""
         schema = self.schema
         if self.fit is not None:
-            example = self.fit.preparer.prepare(self.description.example(), preparation)
-            names = self.fit.feature_names(preparation)
+            names = feature_names(preparation)
             schema = replace(
-                schema, features=names, shape=example.x.shape[1:], dtype=str(example.x.dtype), preparation=preparation, preparer=self.fit.preparer
+                schema, features=names, shape=(len(names),), dtype=prepared_dtype(preparation), preparation=preparation, preparer=Preparer()
             )
         return schema, self.job.learner.bind(schema)
 
@@ -95,8 +95,18 @@ def open_setting(
         single_class="refuse" if natural and not lenient else "allow",
     )
     schema = Schema(description.features, description.shape, description.dtype, description.classes, description.rows)
-    fit = None if job.preparation is None else FitPreparation.of(job.preparation, description)
-    return Setting(job, engine, clients, description, schema, fit, recipes.central(job.data), terms, observe)
+    transformer, fit = _preparation(job, description)
+    return Setting(job, engine, clients, description, schema, transformer, fit, recipes.central(job.data), terms, observe)
+
+
+def _preparation(job: Job, description: Description) -> tuple[Any, FitPreparation | None]:
+    """The unfitted transformer of a job, and the algorithm that fits it; (None, None) for a job without."""
+    transformer = job.preparation
+    if transformer is None:
+        return None, None
+    if hasattr(transformer, "build"):
+        transformer = transformer.build(columns.kinds(description), columns.missing(description))
+    return transformer, FitPreparation.of(transformer, columns.layout(description), columns.candidates(description))
 
 
 def prepare(setting: Setting, state: State | None = None, save: Callable[[State], None] = lambda state: None) -> State:
@@ -117,11 +127,16 @@ def prepare(setting: Setting, state: State | None = None, save: Callable[[State]
         preparation = run["algorithm"]["fitted"]
     else:
         preparation = None
-    _, learner = setting.bound(preparation)
-    begin = job.algorithm.init(learner.init(job.seed), learner.kinds())
-    state = {"stage": "training", "round": 0, "algorithm": begin, "preparation": preparation, "best": None, "since": 0}
+    state = begin(setting, preparation)
     save(state)
     return state
+
+
+def begin(setting: Setting, preparation: Any) -> State:
+    """The state before the first round of training, with a fitted preparation (None where the job has none)."""
+    job, (_, learner) = setting.job, setting.bound(preparation)
+    algorithm = job.algorithm.init(learner.init(job.seed), learner.kinds())
+    return {"stage": "training", "round": 0, "algorithm": algorithm, "preparation": preparation, "best": None, "since": 0}
 
 
 def train(setting: Setting, state: State) -> Iterator[tuple[State, dict[str, Any]]]:
@@ -232,4 +247,6 @@ def exported(setting: Setting, state: State) -> Any:
     model = learner.export(chosen_params(setting.job, state))
     if setting.fit is None:
         return model
-    return setting.fit.pipeline(state["preparation"], model, setting.description.example())
+    from sklearn.pipeline import make_pipeline
+
+    return make_pipeline(fitted_transformer(setting.transformer, state["preparation"]), model)

@@ -86,13 +86,12 @@ def _comparison_table(comparison: Comparison, title: str) -> None:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", caption=_caption(comparison), caption_justify="left", box=None, pad_edge=False, header_style="bold")
-    table.add_column("way to learn")
     shown = (*comparison.clients, "overall") if len(comparison.clients) <= 8 else ("overall",)
-    for metric in comparison.metrics:
-        for client in shown:
-            table.add_column(f"{client}\n{_metric_name(metric)}", justify="right")
+    for column in ("way to learn", "", *shown):
+        table.add_column(column, justify="left" if column in ("way to learn", "") else "right")
     for row in comparison.rows:
-        table.add_row(row.name, *(_cell(*row.values[metric][client]) for metric in comparison.metrics for client in shown))
+        cells = ["\n".join(_cell(*row.values[metric][client]) for metric in comparison.metrics) for client in shown]
+        table.add_row(row.name, "\n".join(_metric_name(metric) for metric in comparison.metrics), *cells)
     _print(table)
 
 

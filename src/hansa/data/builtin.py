@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -103,10 +104,9 @@ def _fetch(name: str, path: Path) -> None:
     from sklearn.datasets import fetch_openml
 
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            bunch = fetch_openml(
-                IMAGES[name], version=1, data_home=folder, as_frame=False, n_retries=0, parser="liac-arff", return_X_y=False
-            )
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it announces that it tries again; that it failed in the end is said below
+            bunch = fetch_openml(IMAGES[name], version=1, data_home=folder, as_frame=False, n_retries=1, parser="auto")
     except OSError as error:
         raise InputError(
             f"{path} does not exist, and {name} cannot be fetched from openml.org ({error}); "
@@ -116,6 +116,9 @@ def _fetch(name: str, path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Written beside its place and moved there, so that a run that is killed leaves no half a file.
     handle, half = tempfile.mkstemp(dir=path.parent, suffix=".npz")
-    with os.fdopen(handle, "wb") as file:
-        np.savez_compressed(file, x=x, y=bunch.target.astype(np.uint8))
-    os.replace(half, path)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez_compressed(file, x=x, y=bunch.target.astype(np.uint8))
+        os.replace(half, path)
+    finally:
+        Path(half).unlink(missing_ok=True)

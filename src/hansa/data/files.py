@@ -85,7 +85,7 @@ def _read(source: File, paths: Sequence[Path]) -> Rows:
     features = choose_features(names, source.label, column, source.features, source.drop, str(paths[0]))
     wanted = list(dict.fromkeys([*features, source.label, *([] if column is None else [column])]))
     frames = _alike([_frame(path, wanted) for path in paths], paths, [*features, source.label])
-    where = f"data.label: column {source.label!r}"
+    where = f"label column {source.label!r}"
     labels = pd.concat([frame[source.label] for frame in frames], ignore_index=True)
     if not len(labels):
         raise InputError(f"data.path: {source.path} holds no rows")
@@ -102,10 +102,7 @@ def _read(source: File, paths: Sequence[Path]) -> Rows:
 
 def _clients(source: File, paths: Sequence[Path], frames: Sequence[pd.DataFrame], column: str | None) -> np.ndarray | None:
     if column is not None:
-        ids = [
-            client_ids(frame[column], f"data.client: column {column!r} of {path}")
-            for frame, path in zip(frames, paths, strict=True)
-        ]
+        ids = [client_ids(frame[column], f"client column {column!r} of {path}") for frame, path in zip(frames, paths, strict=True)]
         return np.concatenate(ids)
     if source.client is None:
         return None
@@ -139,9 +136,10 @@ def _frame(path: Path, columns: list[str]) -> pd.DataFrame:
             return pq.read_table(path, columns=columns).to_pandas(ignore_metadata=True)
     import pandas as pd
 
-    # low_memory would guess a column's type chunk by chunk; index_col would take a row's surplus field for a name.
+    # low_memory would guess a column's type chunk by chunk; index_col would take a row's surplus field for a name, and usecols
+    # would drop it without a word.
     with _reading(path):
-        return pd.read_csv(path, usecols=columns, low_memory=False, index_col=False)[columns]
+        return pd.read_csv(path, low_memory=False, index_col=False)[columns]
 
 
 @contextmanager

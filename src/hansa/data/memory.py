@@ -121,7 +121,7 @@ def from_table(
     chosen = choose_features([str(name) for name in frame.columns], label, client, features, drop, "the table")
 
     def labels(of: Any, task: Task | None) -> tuple[np.ndarray, Task]:
-        where = f"data.label: column {label!r}"
+        where = f"label column {label!r}"
         refuse_gaps(of[label], where, "every row needs a label")
         return labels_of(of[label], task, positive, where)
 

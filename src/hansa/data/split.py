@@ -88,6 +88,8 @@ def _apportion(quotas: np.ndarray, most: np.ndarray, total: int, lots: np.ndarra
 
     Equal remainders are ordered by ``lots``: in a fixed order, the same class would be favoured at every client.
     """
+    if total == 0:
+        return np.zeros_like(most)
     given = np.minimum(np.floor(quotas).astype(np.int64), most)
     order = np.lexsort((lots, -(quotas - given)))
     while given.sum() < total and (given < most).any():

@@ -46,10 +46,22 @@ def plain_column(column: pd.Series) -> pd.Series:
     kind = kind_of(column)
     if kind == "number" or (kind is None and pd.api.types.is_numeric_dtype(column.dtype)):
         return pd.Series(column.to_numpy(dtype=np.float64, na_value=np.nan))
+    return pd.Series(_as_text(column), dtype=object)
+
+
+def _as_text(column: pd.Series) -> np.ndarray:
+    # Objects (rows,): str, NaN where missing. One string for equal values, except where 1, 1.0 and True may stand side by side.
+    import pandas as pd
+
     values = np.full(len(column), np.nan, dtype=object)
-    present = column.notna().to_numpy()
-    values[present] = [str(value) for value in column[present]]
-    return pd.Series(values, dtype=object)
+    if pd.api.types.is_object_dtype(column.dtype) and pd.api.types.infer_dtype(column) not in ("string", "boolean"):
+        present = column.notna().to_numpy()
+        values[present] = [str(value) for value in column[present]]
+        return values
+    codes, distinct = pd.factorize(column)
+    texts = np.array([str(value) for value in distinct], dtype=object)
+    values[codes >= 0] = texts[codes[codes >= 0]]
+    return values
 
 
 def plain_frame(frame: pd.DataFrame) -> pd.DataFrame:
@@ -96,7 +108,7 @@ def client_ids(values: Any, where: str) -> np.ndarray:
     refuse_gaps(column, where, "every row needs a client")
     if kind_of(column) == "number":
         column = pd.Series([int(v) if float(v).is_integer() else v for v in column], dtype=object)
-    return np.array([str(value) for value in column], dtype=str)
+    return _as_text(column).astype(str)
 
 
 def labels_of(values: Any, task: Task | None, positive: Any, where: str) -> tuple[np.ndarray, Task]:

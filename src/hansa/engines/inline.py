@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from hansa.core.blocks import Block, Client
 from hansa.core.contracts import Call, ClientStore, Collectives, Engine, Learner, Result
@@ -17,6 +17,8 @@ R = TypeVar("R")
 @dataclass(frozen=True)
 class Inline:
     """Do the work here, block after block."""
+
+    name: Literal["inline"] = "inline"
 
     def build(self) -> Engine:
         return InlineEngine()

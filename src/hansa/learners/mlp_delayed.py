@@ -77,7 +77,9 @@ class _Run:
         for first in range(0, steps, self.span):
             window = slice(first, min(first + self.span, steps))
             rows = chosen[window].reshape(-1)
-            loss += self._window(layers, table, rows, count[window].tolist(), scale[window].reshape(-1, 1), real[window].reshape(-1))
+            loss += self._window(
+                layers, table, rows, count[window].tolist(), scale[window].reshape(-1, 1), real[window].reshape(-1)
+            )
         return loss
 
     def _window(

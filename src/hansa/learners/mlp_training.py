@@ -25,10 +25,8 @@ from hansa.learners.mlp_network import Network
 LARGE_STEP = 1 << 20
 """Rows times parameters of a step from which clients are trained one after another."""
 
-GROUP_BYTES = 1 << 22
+GROUP_BYTES = 1 << 21
 """What the weights, the gradients and the mini-batches of a stacked group may take together."""
-
-Step = Callable[[Params, Params, Params, int], None]
 
 
 def train(network: Network, params: Params, block: LoadedBlock, plan: Plan, l2: float) -> Trained:
@@ -62,7 +60,14 @@ def is_plain(plan: Plan) -> bool:
 
 
 def _train_group(
-    network: Network, w: Params, anchor: Params, tables: Sequence[Table], members: np.ndarray, times: Schedule, plan: Plan, l2: float
+    network: Network,
+    w: Params,
+    anchor: Params,
+    tables: Sequence[Table],
+    members: np.ndarray,
+    times: Schedule,
+    plan: Plan,
+    l2: float,
 ) -> np.ndarray:
     """Train the stacked params ``w`` of a group in place; members are sorted by steps, most first. Returns each one's sum of losses."""
     dtype = anchor["layer0.weight"].dtype
@@ -117,7 +122,7 @@ def _general_step(
 
     def move(own: Params, values: list[np.ndarray], delta: np.ndarray, step: int) -> None:
         a = len(delta)
-        gradient = {}
+        gradient: Params = {}
         network.backward(own, values, delta, gradient.__setitem__)
         if l2:
             for layer in range(network.layers):

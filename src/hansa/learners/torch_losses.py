@@ -61,7 +61,7 @@ def row_loss(loss: str | Callable[..., Any]) -> RowLoss:
 
 def total(losses: Tensor, rows: int) -> float:
     """The sum over rows, in float64."""
-    return float(losses.double().sum()) if losses.ndim else float(losses.double()) * rows
+    return float(losses.detach().double().sum()) * (1 if losses.ndim else rows)
 
 
 def classes_of(output: Tensor, loss: Any) -> Tensor:
@@ -92,7 +92,9 @@ def _score(output: Tensor, target: Tensor) -> Tensor:
     if output.shape == (len(target), 2):
         return output[:, 1] - output[:, 0]
     if output.numel() != len(target):
-        raise InputError(f'the metric "auc" is for two classes; the module gives {tuple(output.shape)}: leave it out of learner.metrics')
+        raise InputError(
+            f'the metric "auc" is for two classes; the module gives {tuple(output.shape)}: leave it out of learner.metrics'
+        )
     return output.reshape(len(target))
 
 

@@ -1,7 +1,4 @@
-"""The user's module: how it is found, what its params are, and the scope in which PyTorch works for Hansa.
-
-Imported only where PyTorch is used; :mod:`hansa.learners.torch` imports it late.
-"""
+"""The user's module: how it is found, what its params are, and the scope in which PyTorch works for Hansa."""
 
 from __future__ import annotations
 
@@ -19,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from hansa.core.contracts import Schema
 from hansa.core.errors import InputError, did_you_mean
-from hansa.core.params import Kinds, Params
+from hansa.core.params import Kind, Kinds, Params
 from hansa.core.randomness import derive
 
 _ONE_AT_A_TIME = threading.RLock()
@@ -84,7 +81,7 @@ def factory_named(path: str) -> Callable[..., Any]:
     if not hasattr(source, name):
         public = [other for other in vars(source) if not other.startswith("_")]
         raise InputError(f"learner.module = {path!r}: {place} has no {name!r}{did_you_mean(name, public)}")
-    return getattr(source, name)  # type: ignore[no-any-return]
+    return getattr(source, name)
 
 
 def _imported_file(path: Path) -> Any:
@@ -108,12 +105,16 @@ def build(module: Any, options: Mapping[str, Any], key: int) -> nn.Module:
     """A fresh module: a copy of one that was given ready-made, or what the factory makes under the random key (in ``scoped``)."""
     if isinstance(module, nn.Module):
         if options:
-            raise InputError(f"learner.options = {dict(options)} are a factory's arguments; the module given is ready-made: leave them out")
+            raise InputError(
+                f"learner.options = {dict(options)} are a factory's arguments; the module given is ready-made: leave them out"
+            )
         return copy.deepcopy(module)
     factory = factory_named(module) if isinstance(module, str) else module
     what = module if isinstance(module, str) else getattr(module, "__qualname__", repr(module))
     if not callable(factory):
-        raise InputError(f"learner.module = {what} is a {type(factory).__name__}; it must be an nn.Module or a function that makes one")
+        raise InputError(
+            f"learner.module = {what} is a {type(factory).__name__}; it must be an nn.Module or a function that makes one"
+        )
     try:
         inspect.signature(factory).bind(**options)
     except TypeError as error:
@@ -127,10 +128,14 @@ def build(module: Any, options: Mapping[str, Any], key: int) -> nn.Module:
 
 def materialise(module: nn.Module, schema: Schema | None) -> None:
     """Give lazy layers (nn.LazyLinear, ...) their shapes, from one example as the schema says it is."""
-    if not any(isinstance(value, UninitializedTensorMixin) for value in [*module.parameters(), *module.buffers()]):
+    if not any(
+        isinstance(value, (UninitializedParameter, UninitializedBuffer)) for value in [*module.parameters(), *module.buffers()]
+    ):
         return
     if schema is None or not schema.shape:
-        raise InputError("the module has lazy layers, whose shapes come from the data: bind the learner to a schema with a shape first")
+        raise InputError(
+            "the module has lazy layers, whose shapes come from the data: bind the learner to a schema with a shape first"
+        )
     training = module.training
     with torch.no_grad():
         module.eval()(torch.zeros(1, *schema.shape, dtype=torch.int64 if np.dtype(schema.dtype).kind in "iu" else None))
@@ -159,33 +164,47 @@ class Model:
         self.others |= {name: buffer for name, buffer in module.named_buffers() if name in stored}
         if not self.weights:
             raise InputError(f"{type(module).__name__} has no parameters to train (none with requires_grad)")
+        # What the module computes in; the features' NumPy type follows it, float32 where NumPy has no such type.
         self.dtype = next((w.dtype for w in self.weights.values() if w.is_floating_point()), torch.float32)
+
+        self.floating = np.dtype(np.float64 if self.dtype == torch.float64 else np.float32)
 
     @property
     def names(self) -> list[str]:
         return [*self.weights, *self.others]
 
     def kinds(self) -> Kinds:
-        floating = {name: value.is_floating_point() for name, value in self.others.items()}
-        return {name: "weight" for name in self.weights} | {n: "buffer" if f else "counter" for n, f in floating.items()}
+        kinds: dict[str, Kind] = dict.fromkeys(self.weights, "weight")
+        for name, value in self.others.items():
+            kinds[name] = "buffer" if value.is_floating_point() else "counter"
+        return kinds
 
     def params(self) -> Params:
         """What the module holds, as NumPy arrays of its own memory."""
         self._find_buffers()
         return {name: array(value) for name, value in (self.weights | self.others).items()}
 
+    def rows(self, values: np.ndarray) -> torch.Tensor:
+        """Features or targets on the model's device, in the type it computes in."""
+        moved = tensor(values, self.device)
+        return moved.to(self.dtype) if moved.is_floating_point() else moved
+
     def load(self, params: Params) -> nn.Module:
         """Copy params into the module. InputError when they are another model's."""
         mine = self.weights | self.others
         odd = set(params) ^ set(mine)
         if odd:
-            raise InputError(f"the params are not those of {type(self.module).__name__}: {sorted(odd)[0]!r} is in only one of the two")
+            raise InputError(
+                f"the params are not those of {type(self.module).__name__}: {sorted(odd)[0]!r} is in only one of the two"
+            )
         self._find_buffers()
         with torch.no_grad():
             for name, value in (self.weights | self.others).items():
                 given = np.asarray(params[name])
                 if given.shape != tuple(value.shape):
-                    raise InputError(f"param {name!r} has shape {given.shape}; {type(self.module).__name__} has {tuple(value.shape)}")
+                    raise InputError(
+                        f"param {name!r} has shape {given.shape}; {type(self.module).__name__} has {tuple(value.shape)}"
+                    )
                 value.copy_(tensor(given, self.device))
         return self.module
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from hansa.core.blocks import LoadedBlock
+from hansa.core.blocks import LoadedBlock, Table
+from hansa.core.errors import InputError
 from hansa.core.local import SGD, LocalOptimizer, Plan, Schedule, Trained, clip_, direction, repeat, schedule
 from hansa.core.params import Params
 from hansa.learners.torch_losses import RowLoss
@@ -26,32 +27,49 @@ from hansa.learners.torch_model import Model, array, seed_generators, tensor
 
 def train_one_by_one(model: Model, loss: RowLoss, l2: float, params: Params, block: LoadedBlock, plan: Plan) -> Trained:
     """Train each client of the block from the same params, in the model's own memory."""
-    times, device = schedule(block, plan.local), model.device
-    noise = block.keys("dropout")
+    times, noise = schedule(block, plan.local), block.keys("dropout")
     trained: list[Params] = []
     sums = np.zeros(len(block))
     for k, table in enumerate(block.tables):
-        module = model.load(params).train()
-        seed_generators(int(noise[k]), device)
-        weights = {name: w.detach() for name, w in model.weights.items()}
-        anchor = {name: w.clone() for name, w in weights.items()} if plan.proximal else {}
-        drift = None if plan.drift is None else {n: tensor(d[k] if plan.drift_per_client else d, device) for n, d in plan.drift.items()}
-        state = plan.local.optimizer.init(weights)
-        x, y = tensor(table.x, device), tensor(table.y, device)
-        leaves, values, sizes = list(model.weights.values()), [], []
-        for count, rows in enumerate(times.batches(k), 1):
-            index = tensor(rows, device)
-            value = loss(module(x.index_select(0, index)), y.index_select(0, index)).mean()
-            gradient = torch.autograd.grad(value, leaves, materialize_grads=True)
-            along = step_direction(gradient, weights, anchor, plan, drift, l2, stacked=False)
-            advance(plan.local.optimizer, weights, along, state, plan.rate, count)
-            values.append(value.detach())
-            sizes.append(len(rows))
-        if values:
-            sums[k] = (torch.stack(values).double().cpu().numpy() * np.array(sizes)).sum()
+        model.load(params).train()
+        seed_generators(int(noise[k]), model.device)
+        drift = None if plan.drift is None else {name: d[k] if plan.drift_per_client else d for name, d in plan.drift.items()}
+        try:
+            sums[k] = _train_one(model, loss, l2, table, list(times.batches(k)), plan, drift)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise InputError(
+                f"client {block.clients[k].id}: a mini-batch of one row (of {len(table)}, with local.batch_size = "
+                f"{plan.local.batch_size}), and batch norm cannot train on one row; write another local.batch_size, or 0 for all rows"
+            ) from error
         trained.append(model.params())
     stacked = {name: np.stack([client[name] for client in trained]) for name in trained[0]}
     return Trained(stacked, times.steps, {"loss": (sums, (times.rows * times.epochs).astype(np.float64))})
+
+
+def _train_one(
+    model: Model, loss: RowLoss, l2: float, table: Table, batches: list[np.ndarray], plan: Plan, drift: Params | None
+) -> float:
+    """Train on one client's mini-batches; returns the sum of its rows' losses."""
+    module, device, optimizer = model.module, model.device, plan.local.optimizer
+    leaves, weights = list(model.weights.values()), {name: w.detach() for name, w in model.weights.items()}
+    anchor = {name: w.clone() for name, w in weights.items()} if plan.proximal else {}
+    drift = None if drift is None else {name: tensor(d, device) for name, d in drift.items()}
+    state = optimizer.init(weights)
+    x, y = model.rows(table.x), model.rows(table.y)
+    values = []
+    for count, rows in enumerate(batches, 1):
+        index = tensor(rows, device)
+        value = loss(module(x.index_select(0, index)), y.index_select(0, index)).mean()
+        gradient = torch.autograd.grad(value, leaves, materialize_grads=True)
+        along = step_direction(gradient, weights, anchor, plan, drift, l2, stacked=False)
+        advance(optimizer, weights, along, state, plan.rate, count)
+        values.append(value.detach())
+    if not values:
+        return 0.0
+    means = torch.stack(values).double().cpu().numpy()
+    return float((means * [len(rows) for rows in batches]).sum())
 
 
 def step_direction(
@@ -78,7 +96,7 @@ def advance(optimizer: LocalOptimizer, weights: Params, along: Params, state: di
         torch._foreach_mul_(velocity, optimizer.momentum)
         torch._foreach_add_(velocity, moved)
         moved = list(torch._foreach_add(moved, velocity, alpha=optimizer.momentum)) if optimizer.nesterov else velocity
-    torch._foreach_add_(list(weights.values()), moved, alpha=-rate)
+    torch._foreach_add_(list(weights.values()), moved, alpha=-float(rate))
 
 
 def stacked_gradient(model: Model, loss: RowLoss) -> Callable[..., tuple[dict[str, Tensor], Tensor]]:
@@ -88,7 +106,7 @@ def stacked_gradient(model: Model, loss: RowLoss) -> Callable[..., tuple[dict[st
     def objective(weights: dict[str, Tensor], x: Tensor, y: Tensor, share: Tensor) -> Tensor:
         return (loss(functional_call(model.module, weights | others, (x,)), y) * share).sum()
 
-    return vmap(grad_and_value(objective), randomness="error")  # type: ignore[no-any-return]
+    return vmap(grad_and_value(objective), randomness="error")
 
 
 def train_stacked(model: Model, loss: RowLoss, l2: float, params: Params, block: LoadedBlock, plan: Plan) -> Trained:
@@ -101,11 +119,11 @@ def train_stacked(model: Model, loss: RowLoss, l2: float, params: Params, block:
     model.load(params).train()
     order = np.argsort(-times.steps, kind="stable")
     steps = times.steps[order]
-    x, y = (tensor(np.concatenate([getattr(table, side) for table in block.tables]), device) for side in "xy")
-    index, size = padded(times, order)
-    lanes = np.arange(index.shape[2]) < size[..., None]
+    x, y = (model.rows(np.concatenate([getattr(table, side) for table in block.tables])) for side in "xy")
+    rows, size = padded(times, order)
+    lanes = np.arange(rows.shape[2]) < size[..., None]
     share = tensor(lanes / np.maximum(size, 1)[..., None], device).to(model.dtype)
-    index, counts = tensor(index, device), tensor(size.astype(np.float64), device)
+    index, counts = tensor(rows, device), tensor(size.astype(np.float64), device)
     weights = {name: w.detach().expand(len(block), *w.shape).clone() for name, w in model.weights.items()}
     anchor = {name: w.clone() for name, w in weights.items()} if plan.proximal else {}
     drift = None if plan.drift is None else {n: _per_client(d, plan, order, device) for n, d in plan.drift.items()}
@@ -126,7 +144,10 @@ def train_stacked(model: Model, loss: RowLoss, l2: float, params: Params, block:
         advance(optimizer, w, along, memory, plan.rate, step + 1)
         sums[:a] += value.double() * counts[step, :a]
     back = torch.from_numpy(np.argsort(order, kind="stable")).to(device)
-    stacked = {name: array(weights[name][back]) if name in weights else repeat(array(model.others[name]), len(block)) for name in model.names}
+    stacked = {
+        name: array(weights[name][back]) if name in weights else repeat(array(model.others[name]), len(block))
+        for name in model.names
+    }
     return Trained(stacked, times.steps, {"loss": (array(sums[back]), (times.rows * times.epochs).astype(np.float64))})
 
 
@@ -165,7 +186,7 @@ def obstacle_to_stacking(model: Model, loss: RowLoss, x: np.ndarray, y: np.ndarr
     """
     module = copy.deepcopy(model.module).train()
     trial = Model(module, model.device)
-    some_x, some_y = tensor(x[:3], model.device), tensor(y[:3], model.device)
+    some_x, some_y = model.rows(x[:3]), model.rows(y[:3])
     before = {name: value.clone() for name, value in trial.others.items()}
     losses = loss(module(some_x), some_y)
     plain = torch.autograd.grad(losses.mean(), list(trial.weights.values()), materialize_grads=True)
@@ -187,8 +208,9 @@ def obstacle_to_stacking(model: Model, loss: RowLoss, x: np.ndarray, y: np.ndarr
         if "randomness" in str(error):
             return f"{where} draws random numbers, which must not depend on the other clients of a block"
         return f"{where} cannot be batched: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+    near = max(1e-5, 4 * torch.finfo(model.dtype).eps)
     for g, (name, s) in zip(plain, stacked.items(), strict=True):
-        if not torch.allclose(s[0], g, rtol=1e-3, atol=1e-5 * (1 + float(g.abs().max()))):
+        if not torch.allclose(s[0], g, rtol=max(1e-3, near), atol=near * (1 + float(g.abs().max()))):
             return f"the rows of a mini-batch influence each other (seen in the gradient of {name!r})"
     return None
 

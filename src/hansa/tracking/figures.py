@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from markupsafe import Markup
 
 from hansa.tracking.labels import count, metric_name, number, split_name
 from hansa.tracking.svg import COLOURS, FONT, SERIES, Drawing, shorten, text_width
+
+if TYPE_CHECKING:
+    from matplotlib.ticker import MaxNLocator
 
 WIDTH: Final = 400
 _MOST_POINTS: Final = 400  # of a line: more than there are pixels
@@ -81,7 +84,9 @@ def client_dots(
     area = 28 + 150 * size / max(float(np.nanmax(size, initial=1.0)), 1.0)
     if overall is not None and math.isfinite(overall):
         axes.axvline(overall, color=COLOURS["muted"], linewidth=1.2, linestyle=(0, (4, 3)))
-        drawing.write(overall, 1.0, f"all {number(overall)}", colour="muted", transform=axes.get_xaxis_transform(), ha="center", va="bottom")
+        drawing.write(
+            overall, 1.0, f"all {number(overall)}", colour="muted", transform=axes.get_xaxis_transform(), ha="center", va="bottom"
+        )
     axes.scatter(values, range(len(names)), s=np.nan_to_num(area, nan=28.0), color=COLOURS["s0"], linewidths=0, clip_on=False)
     for row, value in enumerate(values):
         drawing.write(1.02, row, number(value), transform=axes.get_yaxis_transform(), va="center_baseline")
@@ -97,18 +102,15 @@ def histogram(key: str, label: str, values: Sequence[float], overall: float | No
     drawing = Drawing(WIDTH, 200, (46, 16, 16, 36))
     axes = drawing.axes
     drawing.grid("y")
-    wide = len(kept) > 0 and kept.min() > 0 and kept.max() / kept.min() > 30
+    wide = _log_rows(drawing, kept)
     low, high = (kept.min(), kept.max()) if len(kept) else (0.0, 1.0)
     bins = np.geomspace(low, high, 25) if wide else np.linspace(low, high if high > low else low + 1, 25)
     axes.hist(kept, bins=bins.tolist(), color=COLOURS["s0"], rwidth=0.9)
-    if wide:
-        axes.set_xscale("log")
-        axes.tick_params(which="minor", length=0)
-        axes.xaxis.set_major_formatter(lambda value, _: count(value) if value >= 1 else number(value))
-        axes.xaxis.set_minor_formatter(lambda value, _: "")
     if overall is not None and math.isfinite(overall):
         axes.axvline(overall, color=COLOURS["muted"], linewidth=1.2, linestyle=(0, (4, 3)))
-        drawing.write(overall, 1.0, f"all {number(overall)}", colour="muted", transform=axes.get_xaxis_transform(), ha="center", va="bottom")
+        drawing.write(
+            overall, 1.0, f"all {number(overall)}", colour="muted", transform=axes.get_xaxis_transform(), ha="center", va="bottom"
+        )
     axes.yaxis.set_major_locator(_locator(4, integer=True))
     axes.set_xlabel(drawing.token(label), fontsize=FONT, color=COLOURS["muted"], labelpad=3)
     quarter, half, three = np.quantile(kept, [0.25, 0.5, 0.75]) if len(kept) else (math.nan,) * 3
@@ -125,8 +127,9 @@ def scatter(key: str, metric: str, rows: Sequence[float], values: Sequence[float
     drawing.grid("y")
     drawing.axes.scatter(x, y, s=14, color=COLOURS["s0"], alpha=0.45, linewidths=0)
     drawing.axes.yaxis.set_major_locator(_locator(4))
-    drawing.axes.xaxis.set_major_locator(_locator(5, integer=True))
-    drawing.axes.set_xlabel("rows", fontsize=FONT, color=COLOURS["muted"], labelpad=3)
+    if not _log_rows(drawing, x):
+        drawing.axes.xaxis.set_major_locator(_locator(5, integer=True))
+    drawing.axes.set_xlabel("rows of the client", fontsize=FONT, color=COLOURS["muted"], labelpad=3)
     return drawing.svg(key, f"{metric_name(metric)} of {len(x)} clients against their number of rows.")
 
 
@@ -172,7 +175,15 @@ def label_map(key: str, names: Sequence[str], classes: Sequence[str], counts: np
     if few:
         axes.set_xticks([])
         for position, name in enumerate(names):
-            drawing.write(position, len(classes) - 0.35, shorten(name, 14), rotation=90, rotation_mode="anchor", ha="right", va="center_baseline")
+            drawing.write(
+                position,
+                len(classes) - 0.35,
+                shorten(name, 14),
+                rotation=90,
+                rotation_mode="anchor",
+                ha="right",
+                va="center_baseline",
+            )
     else:
         axes.set_xticks([])
         axes.set_xlabel(f"{count(len(names))} clients", fontsize=FONT, color=COLOURS["muted"], labelpad=8)
@@ -228,14 +239,28 @@ def marker(position: int) -> Markup:
         '<path d="M6 .8l1.4 3.6 3.9.2-3 2.4 1 3.8L6 8.7l-3.3 2.1 1-3.8-3-2.4 3.9-.2z"/>',
     )  # fmt: skip
     colour = SERIES[position % len(SERIES)]
-    return Markup(f'<svg class="sign" aria-hidden="true" viewBox="0 0 12 12" style="fill: var(--{colour})">{shapes[position % 8]}</svg>')
+    return Markup(
+        f'<svg class="sign" aria-hidden="true" viewBox="0 0 12 12" style="fill: var(--{colour})">{shapes[position % 8]}</svg>'
+    )
 
 
 def _last(values: Sequence[float]) -> float:
     return next((value for value in reversed(values) if math.isfinite(value)), math.nan)
 
 
-def _locator(most: int, integer: bool = False) -> MaxNLocator:  # noqa: F821
+def _log_rows(drawing: Drawing, values: np.ndarray) -> bool:
+    """Use a logarithmic scale where the values span more than a factor of 30; whether it did."""
+    if not len(values) or values.min() <= 0 or values.max() / values.min() <= 30:
+        return False
+    axis = drawing.axes.xaxis
+    drawing.axes.set_xscale("log")
+    drawing.axes.tick_params(which="minor", length=0)
+    axis.set_major_formatter(lambda value, _: count(value) if value >= 1 else number(value))
+    axis.set_minor_formatter(lambda value, _: "")
+    return True
+
+
+def _locator(most: int, integer: bool = False) -> MaxNLocator:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(most, integer=integer, min_n_ticks=2)

@@ -75,4 +75,6 @@ def read_json_file(path: Path) -> Any:
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; give the folder of a run that wrote it") from error
     except (ValueError, OSError) as error:
-        raise InputError(f"damaged file {path}: it is not JSON ({error}); restore it from a backup, or run the job again") from error
+        raise InputError(
+            f"damaged file {path}: it is not JSON ({error}); restore it from a backup, or run the job again"
+        ) from error

@@ -59,7 +59,9 @@ class Progress:
         """After a round, with its record as in ``metrics.jsonl``."""
         if self._bar is None:
             return
-        self._bar.update(self._task, completed=record["round"], metric=self._metric(record), memory=f"peak {in_bytes(peak_memory())}")
+        self._bar.update(
+            self._task, completed=record["round"], metric=self._metric(record), memory=f"peak {in_bytes(peak_memory())}"
+        )
 
     def note(self, text: str) -> None:
         """One line above the live line: a failure that the quorum allowed, an early stop."""

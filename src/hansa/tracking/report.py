@@ -12,23 +12,12 @@ comparison.json   {"metrics": [...], "clients": [...], "sentence": "...",
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
-
-from hansa.tracking import figures, labels
+from hansa.tracking import figures, labels, sections
 from hansa.tracking.folder import RunFolder
-
-FEW: Final = 30
-"""Up to so many clients, each is named in every figure and table; beyond, their distribution and both ends are shown."""
-_ENDS: Final = 10
-_MOST_BARS: Final = 8  # labels that colours can tell apart
-_MOST_FAILURES: Final = 50
-_MOST_GROUPS: Final = 12
-_SPLITS: Final = ("test", "validation", "central", "train")
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -64,223 +53,18 @@ def contents(folder: RunFolder) -> dict[str, Any]:
         "algorithm": _called(job.get("algorithm")),
         "rows": description.get("rows") if description else None,
         "parties": len(description["clients"]) if description else len(clients["metrics"]) if clients else None,
-        "headline": _headline(clients, records),
-        "comparison": _comparison(optional("comparison.json")),
-        "curves": _curves(records),
-        "clients": _clients(clients, description),
-        "data": _data(description),
-        "sharing": _sharing(optional("sharing.json"), records),
-        "failures": _failures(records),
+        "headline": sections.headline(clients, records),
+        "comparison": sections.comparison(optional("comparison.json")),
+        "curves": sections.curves(records),
+        "clients": sections.clients(clients, description),
+        "data": sections.data(description),
+        "sharing": sections.sharing(optional("sharing.json"), records),
+        "failures": sections.failures(records),
         "job": folder.job_text().strip(),
-        "environment": _environment(optional("environment.json")),
+        "environment": sections.environment(optional("environment.json")),
     }
 
 
 def _called(part: Any) -> str | None:
     name = part.get("name") if isinstance(part, Mapping) else part
     return str(name).replace("_", " ") if name else None
-
-
-def _primary(names: Sequence[str]) -> str:
-    """The metric that a reader asks for first: AUC or accuracy before a loss."""
-    return next((name for name in names if not labels.lower_is_better(name)), names[0])
-
-
-def _headline(clients: Any, records: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """At most four final metrics over all clients, of the split that says most."""
-    if clients and clients.get("overall"):
-        return {"split": clients["split"], "metrics": _numbers(clients["overall"])[:4]}
-    for split in _SPLITS:
-        last = {k.removeprefix(f"{split}/"): v for k, v in (records[-1] if records else {}).items() if k.startswith(f"{split}/")}
-        if last:
-            return {"split": split, "metrics": _numbers(last)[:4]}
-    return None
-
-
-def _numbers(metrics: Mapping[str, Any]) -> list[tuple[str, float]]:
-    found = [(name, value) for name, value in metrics.items() if name != "rows" and value is not None]
-    return sorted(found, key=lambda item: labels.lower_is_better(item[0]))
-
-
-def _curves(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A panel for each metric, losses last, with all splits in which it was measured."""
-    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
-    for record in records:
-        for name, value in record.items():
-            split, slash, metric = name.partition("/")
-            if slash and isinstance(value, int | float):
-                rounds, values = panels.setdefault(metric, {}).setdefault(split, ([], []))
-                rounds.append(record["round"])
-                values.append(float(value))
-    ordered = sorted(panels, key=labels.lower_is_better)
-    return [{"name": name, "svg": figures.curves(f"curve{i}", name, panels[name])} for i, name in enumerate(ordered)]
-
-
-def _clients(clients: Any, description: Any) -> dict[str, Any] | None:
-    if not clients or not clients.get("metrics"):
-        return None
-    told, overall = clients["metrics"], clients.get("overall") or {}
-    names = list(dict.fromkeys(name for row in told.values() for name in row if name != "rows"))
-    if not names:
-        return None
-    primary = _primary(names)
-    trained = {} if not description else {c: d.get("rows", {}).get("train") for c, d in description["clients"].items()}
-    table = [
-        {
-            "client": client,
-            "train": trained.get(client),
-            "rows": row.get("rows"),
-            "values": [math.nan if row.get(name) is None else float(row[name]) for name in names],
-        }
-        for client, row in told.items()
-    ]
-    chosen = names.index(primary)
-    down = labels.lower_is_better(primary)
-    table.sort(key=lambda row: _rank(row["values"][chosen], down))
-    values = [row["values"][chosen] for row in table]
-    sizes = [float(row["rows"] or row["train"] or 1) for row in table]
-    many = len(table) > FEW
-    shown = []
-    if many:
-        shown.append(("", figures.histogram("client0", labels.metric_name(primary), values, overall.get(primary))))
-        shown.append(("", figures.scatter("client1", primary, sizes, values)))
-    else:
-        for position, name in enumerate([primary, *(n for n in names if n != primary)][:2]):
-            drawn = [row["values"][names.index(name)] for row in table]
-            svg = figures.client_dots(f"client{position}", name, [row["client"] for row in table], drawn, sizes, overall.get(name))
-            shown.append((labels.metric_name(name), svg))
-    counted = [row for row in table if math.isfinite(row["values"][chosen])]
-    parts = [("Highest" if not down else "Lowest", counted[:_ENDS]), ("Lowest" if not down else "Highest", counted[-_ENDS:])]
-    tables = [(f"{which} {primary}", rows) for which, rows in parts] if many else [("", table)]
-    return {
-        "split": clients["split"], "metrics": names, "primary": primary, "figures": shown, "tables": tables, "many": many, "count": len(table),
-        "unmeasured": len(table) - len(counted), "overall": [overall.get(name) for name in names] if overall else None,
-        "with_train": any(row["train"] is not None for row in table), "with_rows": any(row["rows"] is not None for row in table),
-    }  # fmt: skip
-
-
-def _rank(value: float, down: bool) -> float:
-    """Sorts the best first and the unmeasured last."""
-    return math.inf if math.isnan(value) else value if down else -value
-
-
-def _data(description: Any) -> dict[str, Any] | None:
-    if not description or not description.get("clients"):
-        return None
-    clients = description["clients"]
-    names = list(clients)
-    sizes = [float(sum(n or 0 for n in client.get("rows", {}).values())) for client in clients.values()]
-    shown: list[tuple[str, Any]] = []
-    legend: list[str] = []
-    if any(client.get("labels") for client in clients.values()):
-        seen = dict.fromkeys(str(c) for c in description.get("classes") or [])
-        seen |= dict.fromkeys(label for client in clients.values() for label in client.get("labels") or {})
-        classes = list(seen)
-        counts = np.array([[(c.get("labels") or {}).get(label, 0) for label in classes] for c in clients.values()], dtype=float)
-        if len(names) <= FEW and len(classes) <= _MOST_BARS:
-            shown.append(("Training rows by label", figures.label_bars("labels", names, classes, counts)))
-            legend = classes
-        else:
-            shown.append(("Share of each label", figures.label_map("labels", names, classes, counts)))
-    elif any(client.get("target") for client in clients.values()):
-        told = {name: client["target"] for name, client in clients.items() if client.get("target")}
-        means = [float(target["mean"]) for target in told.values()]
-        if len(told) <= FEW:
-            spreads = [float(target.get("std") or 0.0) for target in told.values()]
-            label = "Mean of the target, and one standard deviation"
-            shown.append(("Target", figures.intervals("target", label, list(told), means, spreads)))
-        else:
-            shown.append(("Target", figures.histogram("target", "mean of the client's target", means)))
-    if len(names) > FEW:
-        shown.append(("Sizes of the clients", figures.histogram("sizes", "rows of the client", sizes)))
-    splits = list(dict.fromkeys(s for c in clients.values() for s, n in c.get("rows", {}).items() if n))
-    return {
-        "figures": shown, "legend": legend, "clients": len(names), "features": len(description.get("features") or []),
-        "rows": {split: sum(c.get("rows", {}).get(split) or 0 for c in clients.values()) for split in splits},
-        "smallest": min(sizes), "largest": max(sizes), "task": description.get("task"),
-        "table": [(name, [client.get("rows", {}).get(split, 0) for split in splits]) for name, client in clients.items()]
-        if len(names) <= FEW else [],
-    }  # fmt: skip
-
-
-def _sharing(sharing: Any, records: list[dict[str, Any]]) -> dict[str, Any] | None:
-    moved = {way: [record[way] for record in records if isinstance(record.get(way), int | float)] for way in ("bytes_up", "bytes_down")}
-    if not sharing and not any(moved.values()):
-        return None
-    traffic = [
-        {"name": name, "mean": sum(moved[way]) / len(moved[way]), "total": sum(moved[way])}
-        for way, name in (("bytes_up", "From the clients"), ("bytes_down", "To the clients"))
-        if moved[way]
-    ]
-    guarantees = (sharing or {}).get("guarantees", [])
-    return {
-        "left": (sharing or {}).get("left_the_clients", []),
-        "stayed": (sharing or {}).get("stayed", []),
-        "guarantees": guarantees,
-        "formal": any(g["guarantee"] not in ("none", "heuristic") for g in guarantees),
-        "told": sharing is not None,
-        "traffic": traffic,
-    }
-
-
-def _failures(records: list[dict[str, Any]]) -> dict[str, Any]:
-    found = [{"round": record["round"], **failure} for record in records for failure in record.get("failures") or []]
-    return {
-        "count": len(found),
-        "rounds": len({failure["round"] for failure in found}),
-        "shown": [
-            {**failure, "who": ", ".join(map(str, failure["clients"][:3])), "others": max(0, len(failure["clients"]) - 3)}
-            for failure in found[:_MOST_FAILURES]
-        ],
-        "played": len(records),
-    }
-
-
-def _comparison(comparison: Any) -> dict[str, Any] | None:
-    if not comparison or not comparison.get("rows"):
-        return None
-    rows, clients = comparison["rows"], list(comparison.get("clients", []))
-    panels = []
-    for position, metric in enumerate(comparison["metrics"]):
-        groups = [*(clients if len(clients) <= _MOST_GROUPS else []), "overall"]
-        cells = [[_pair(row["values"].get(metric, {}).get(group)) for group in groups] for row in rows]
-        values = np.array(cells, dtype=float)
-        better = np.nanmin if labels.lower_is_better(metric) else np.nanmax
-        # A difference that the shown digits hide is none: both are best.
-        best = [
-            [labels.number(mean) == labels.number(float(better(column))) for mean in column] if np.isfinite(column).any() else [False] * len(rows)
-            for column in values[:, :, 0].T
-        ]
-        titles = ["all clients" if group == "overall" else group for group in groups]
-        svg = figures.compared(f"compare{position}", metric, titles, [row["name"] for row in rows], values)
-        table = [
-            {"name": row["name"], "cells": [(*values[i, j].tolist(), best[j][i]) for j in range(len(groups))]} for i, row in enumerate(rows)
-        ]
-        panels.append({"metric": metric, "svg": svg, "groups": titles, "table": table})
-    return {"sentence": comparison.get("sentence"), "ways": [row["name"] for row in rows], "panels": panels}
-
-
-def _pair(value: Any) -> tuple[float, float]:
-    if value is None or value[0] is None:
-        return math.nan, math.nan
-    return float(value[0]), math.nan if len(value) < 2 or value[1] is None else float(value[1])
-
-
-def _environment(told: Any) -> list[tuple[str, str]]:
-    if not told:
-        return []
-    cores = told.get("cores")
-    usable = told.get("usable_cores")
-    lines = [
-        ("Hansa", told.get("hansa")),
-        ("Python", told.get("python")),
-        ("Platform", told.get("platform")),
-        ("Processor", told.get("processor")),
-        ("Cores", f"{usable} of {cores}" if usable and usable != cores else cores),
-        ("Memory", labels.in_bytes(told["memory"]) if told.get("memory") else None),
-        ("Packages", ", ".join(f"{name} {version}" for name, version in told.get("packages", {}).items())),
-        ("BLAS", ", ".join(f"{b['name']} {b['version']} ({b['threads']} threads)" for b in told.get("blas", []))),
-        ("Commit", told.get("commit")),
-        ("Command", told.get("command")),
-    ]
-    return [(name, str(value)) for name, value in lines if value]

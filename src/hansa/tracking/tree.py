@@ -70,8 +70,9 @@ def save_arrays(path: Path | str, arrays: Mapping[str, Any], metadata: Mapping[s
     ready = {name: _array(value, name) for name, value in arrays.items()}
     if "__metadata__" in ready:
         raise InputError("an array is named '__metadata__', which safetensors keeps for itself; rename it")
-    if unwritable := [name for name in ready if not name.isprintable() and "\ud800" <= max(name) <= "\udfff"]:
-        raise InputError(f"the name {unwritable[0]!r} of an array is not valid Unicode text; rename it")
+    for name in ready:
+        if name != name.encode(errors="replace").decode():
+            raise InputError(f"the name {name!r} of an array is not valid Unicode text; rename it")
     # Widest items first, so that each array starts at a multiple of its item size and can be mapped without a copy.
     ordered = sorted(ready.items(), key=lambda item: -item[1].dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"sha256": _NO_DIGEST.decode(), **(metadata or {})}}
@@ -83,7 +84,7 @@ def save_arrays(path: Path | str, arrays: Mapping[str, Any], metadata: Mapping[s
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
-    bodies = [memoryview(array.reshape(-1)).cast("B") for _, array in ordered if array.size]
+    bodies = [array.reshape(-1).view(np.uint8).data for _, array in ordered if array.size]
     digest = hashlib.sha256(head)
     for body in bodies:
         digest.update(body)
@@ -150,7 +151,7 @@ def _token(key: Any, path: str) -> str:
 def _array(value: Any, name: str) -> np.ndarray:
     if not is_array_api_obj(value):
         raise InputError(
-            f"entry {name!r}: a value of type {type(value).__name__} cannot be saved; keep arrays, numbers, text, lists and dictionaries of them"
+            f"entry {name!r}: a {type(value).__name__} cannot be saved; keep arrays, numbers, text, lists and dictionaries of them"
         )
     if hasattr(value, "detach"):
         value = value.detach().cpu()

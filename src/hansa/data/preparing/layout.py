@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from hansa.core.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EMPTY = "empty"
 TEXT = ("str", "object")
@@ -30,15 +32,22 @@ class Layout:
     dtypes: tuple[str, ...]
 
     @classmethod
+    def of_kinds(cls, kinds: Mapping[str, Literal["number", "category"]]) -> Layout:
+        """The layout of a data frame whose columns are float64 numbers or categories as text."""
+        return cls(tuple(kinds), tuple("float64" if kind == "number" else "object" for kind in kinds.values()))
+
+    @classmethod
     def of(cls, x: Any) -> Layout:
         """The layout of one table's features: a data frame, or an array (rows, columns) of numbers.
 
         Raises InputError for a column that is neither numbers, truth values nor text, and for an array of another shape.
         """
-        if isinstance(x, pd.DataFrame):
+        if hasattr(x, "iloc"):
             strange = [name for name in x.columns if not isinstance(name, str)]
             if strange:
-                raise InputError(f"column {strange[0]!r} has a name that is not text; rename it, e.g. x.columns = x.columns.astype(str)")
+                raise InputError(
+                    f"column {strange[0]!r} has a name that is not text; rename it, e.g. x.columns = x.columns.astype(str)"
+                )
             return cls(tuple(x.columns), tuple(_dtype_name(name, x[name]) for name in x.columns))
         if getattr(x, "ndim", 0) != 2 or x.dtype.kind not in "fiub":
             shape, dtype = getattr(x, "shape", "no shape"), getattr(x, "dtype", type(x).__name__)
@@ -59,8 +68,9 @@ class Layout:
             if set(other.names) != set(first.names) or len(other.dtypes) != len(first.dtypes):
                 odd = sorted(set(other.names) ^ set(first.names)) or [f"{len(first.dtypes)} and {len(other.dtypes)} columns"]
                 raise InputError(f"the clients' columns differ: {', '.join(odd)}; all clients must hold the same columns")
-        tables = [dict(zip(one.names, one.dtypes, strict=True)) if one.names else dict(enumerate(one.dtypes)) for one in listed]
-        return replace(first, dtypes=tuple(_common([table[name] for table in tables]) for name in tables[0]))
+        keys: Sequence[Any] = first.names or range(len(first.dtypes))
+        tables = [dict(zip(one.names or keys, one.dtypes, strict=True)) for one in listed]
+        return replace(first, dtypes=tuple(_common([table[name] for table in tables]) for name in keys))
 
     def cast(self, x: Any) -> Any:
         """A client's raw features in this layout. Missing text becomes NaN; columns that the layout lacks are left out.
@@ -68,8 +78,12 @@ class Layout:
         Raises InputError for a missing column, values of another kind, and infinite values.
         """
         if self.names:
+            import pandas as pd
+
             if not isinstance(x, pd.DataFrame):
-                raise InputError(f"features of type {type(x).__name__} given, a data frame with columns {list(self.names)} is needed")
+                raise InputError(
+                    f"features of type {type(x).__name__} given, a data frame with columns {list(self.names)} is needed"
+                )
             lost = [name for name in self.names if name not in x.columns]
             if lost:
                 raise InputError(f"the table has no column {lost[0]!r}{did_you_mean(lost[0], map(str, x.columns))}")
@@ -90,6 +104,8 @@ class Layout:
 
 
 def _dtype_name(name: str, column: Any) -> str:
+    import pandas as pd
+
     if isinstance(column, pd.DataFrame):
         raise InputError(f"column {name!r} stands twice in the table; rename one of them")
     if isinstance(column.dtype, pd.CategoricalDtype):
@@ -135,20 +151,28 @@ def _cast_column(column: pd.Series, dtype: str) -> pd.Series:
         text = column.astype(object)
         text = text.where(text.notna(), np.nan)
         return text.astype(text_dtype()) if dtype == "str" else text
+    wanted = np.dtype(_numpy_name(dtype))
     try:
-        if column.dtype == _numpy_name(dtype):
-            numbers = column
-        elif dtype == "bool" or dtype.startswith(("int", "uint")):
-            numbers = column.astype(dtype)
-        else:
-            numbers = pd.Series(column.to_numpy(dtype=_numpy_name(dtype), na_value=np.nan), index=column.index)
+        if column.dtype == wanted:
+            return _finite(column)
+        values = column.to_numpy(dtype=np.float64 if wanted.kind == "f" else None, na_value=np.nan)
+        with np.errstate(invalid="ignore"):
+            numbers = type(column)(values.astype(wanted), index=column.index, name=column.name)
     except (ValueError, TypeError) as error:
         raise InputError(f"column {column.name!r} was described as {dtype} and cannot be read so: {error}") from error
-    if numbers.dtype.kind == "f" and bool(np.isinf(numbers.to_numpy()).any()):
+    if wanted.kind != "f" and not bool((numbers.to_numpy() == values).all()):
+        raise InputError(f"column {column.name!r} was described as {dtype} and holds other values; describe it as float64")
+    return _finite(numbers)
+
+
+def _finite(column: pd.Series) -> pd.Series:
+    if column.dtype.kind == "f" and bool(np.isinf(column.to_numpy()).any()):
         raise InputError(f"column {column.name!r} has infinite values; remove or replace them")
-    return numbers
+    return column
 
 
 def text_dtype() -> Any:
     """The dtype that this version of pandas gives to text: "str" since 3.0, "object" before."""
+    import pandas as pd
+
     return pd.Series(["a"]).dtype

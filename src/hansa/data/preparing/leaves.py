@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import sparse, stats
+from scipy import stats
 
 from hansa.core.errors import InputError
 from hansa.data.preparing.order import order_question, order_values
 from hansa.data.preparing.questions import Counts, Known, Moments, Presence, Question, Spread
-from hansa.data.preparing.sample import Sample, columns_of, label, like, numbers, uniques
+from hansa.data.preparing.sample import Sample, columns_of, like, numbers, uniques
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ def _finish_robust(leaf: Any, known: Known, sample: Sample) -> None:
         leaf.center_ = _mean_of_two(values[:, 0], values[:, 1]).astype(leaf.center_.dtype)
     if leaf.with_scaling:
         ends = []
-        for position, percent in enumerate(leaf.quantile_range):
-            a, b = values[:, 2 * position - 4 + values.shape[1]], values[:, 2 * position - 3 + values.shape[1]]
+        below = values[:, -4:]  # two neighbours for each of the two quantiles
+        for percent, a, b in zip(leaf.quantile_range, below.T[::2], below.T[1::2], strict=True):
             place = np.maximum(_present(known) - 1, 0) * (percent / 100)
             part = place - np.floor(place)
             # NumPy's linear interpolation, which starts from the nearer end.
@@ -228,10 +228,12 @@ def _complete_imputer(leaf: Any, sample: Sample, width: int) -> np.ndarray:
 def _ask_encoder(leaf: Any, known: Known, sample: Sample) -> Question | None:
     for option in ("min_frequency", "max_categories"):
         if getattr(leaf, option) is not None:
-            raise InputError(f"{option}={getattr(leaf, option)} is not supported; leave it out, or give the wanted categories=[...]")
+            raise InputError(
+                f"{option}={getattr(leaf, option)} is not supported; leave it out, or give the wanted categories=[...]"
+            )
     if "counts" in known:
         return None
-    if leaf.categories == "auto" if isinstance(leaf.categories, str) else False:
+    if isinstance(leaf.categories, str):
         return Counts(_candidates(sample))
     if len(leaf.categories) != sample.x.shape[1]:
         raise InputError(f"categories for {len(leaf.categories)} columns given, the encoder has {sample.x.shape[1]} columns")
@@ -279,4 +281,3 @@ RULES: dict[str, Rule] = {
     "OneHotEncoder": Rule(_ask_encoder, _finish_encoder, _all),
     "OrdinalEncoder": Rule(_ask_encoder, _finish_encoder, _all),
 }
-_ = (label, sparse)

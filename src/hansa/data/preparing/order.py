@@ -75,7 +75,9 @@ class Order:
         below = np.cumsum(sums["bytes"], axis=2)
         left = np.array(self.left)
         if (below[..., -1] <= left).any():
-            raise RunFailed("preparation: the clients' rows changed between two rounds; all clients must take part in all rounds with the same rows")
+            raise RunFailed(
+                "preparation: the clients' rows changed between two rounds; all clients must take part in all rounds with the same rows"
+            )
         byte = (below <= left[..., None]).sum(axis=2)
         before = np.take_along_axis(np.concatenate([np.zeros((*left.shape, 1)), below], axis=2), byte[..., None], axis=2)[..., 0]
         left = np.where(left < 0, -1, left - before).astype(int)

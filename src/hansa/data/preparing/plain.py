@@ -28,7 +28,9 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         items = [to_plain(item) for item in value]
         return {"tuple": items} if isinstance(value, tuple) else items
-    raise InputError(f"{value!r} of type {type(value).__name__} cannot be written as plain values; use numbers, text or lists of them")
+    raise InputError(
+        f"{value!r} of type {type(value).__name__} cannot be written as plain values; use numbers, text or lists of them"
+    )
 
 
 def from_plain(value: Any) -> Any:

@@ -24,7 +24,8 @@ Sums = Mapping[str, np.ndarray]
 class Question(Protocol):
     """One exchange of one transformer."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def measure(self, x: Any) -> dict[str, np.ndarray]:
         """A client's answer from the rows that reach the transformer there."""
@@ -59,9 +60,11 @@ class Moments:
 
     def measure(self, x: Any) -> dict[str, np.ndarray]:
         gaps = missing(x, self.marker)
-        total = np.where(gaps, 0.0, numbers(x)).sum(axis=0)
+        with np.errstate(over="ignore"):
+            total = np.where(gaps, 0.0, numbers(x)).sum(axis=0)
         if not np.isfinite(total).all():
-            raise InputError(f"the sum of column {label(x, int((~np.isfinite(total)).argmax()))} is larger than a float64; rescale the column")
+            column = label(x, int((~np.isfinite(total)).argmax()))
+            raise InputError(f"column {column}: the sum of its values is larger than a float64 can be; rescale the column")
         return {**Presence(self.marker).measure(x), "sum": total}
 
     def learn(self, known: Known, sums: Sums) -> Known:

@@ -12,6 +12,7 @@ from sklearn.pipeline import Pipeline
 from hansa.core.errors import InputError
 from hansa.data.preparing.leaves import RULES
 from hansa.data.preparing.plain import from_plain, to_plain
+from hansa.data.preparing.sample import Sample
 
 # How a computation is run and what it prints is the business of the machine where it runs, and no part of what was agreed.
 _LOCAL = {"n_jobs", "verbose", "memory", "copy", "transform_input"}
@@ -21,7 +22,7 @@ SUPPORTED = (*RULES, *_PARTS)
 
 def leaf_class(name: str) -> type:
     """The scikit-learn class of a supported leaf."""
-    return getattr(impute if name == "SimpleImputer" else preprocessing, name)  # type: ignore[no-any-return]
+    return getattr(impute if name == "SimpleImputer" else preprocessing, name)
 
 
 def join(path: str, name: str) -> str:
@@ -40,7 +41,9 @@ def check(transformer: Any, path: str = "") -> None:
     elif type(transformer) is ColumnTransformer:
         for name, part, columns in [*transformer.transformers, ("remainder", transformer.remainder, [])]:
             if isinstance(columns, (str, int)) and not isinstance(columns, bool):
-                raise InputError(f"{where}: the branch {name!r} takes the single column {columns!r} as a vector; write [{columns!r}]")
+                raise InputError(
+                    f"{where}: the branch {name!r} takes the single column {columns!r} as a vector; write [{columns!r}]"
+                )
             check(part, join(path, name))
     elif type(transformer).__name__ not in RULES or type(transformer) is not leaf_class(type(transformer).__name__):
         raise InputError(
@@ -48,11 +51,11 @@ def check(transformer: Any, path: str = "") -> None:
             "'passthrough' or 'drop', or apply it to each client's data beforehand"
         )
     elif callable(getattr(transformer, "strategy", None)):
-        raise InputError(f"{where}: SimpleImputer with a function as strategy cannot be fitted from sums; use 'mean', 'median' or another name")
+        raise InputError(f"{where}: a function as strategy cannot be fitted from sums; use 'mean', 'median' or 'most_frequent'")
 
 
-def to_recipe(transformer: Any, columns: Any, path: str = "") -> Any:
-    """The transformer as plain values; ``columns(path, transformer)`` gives the resolved columns of a ColumnTransformer's branches.
+def to_recipe(transformer: Any, sample: Sample | None, path: str = "") -> Any:
+    """The transformer as plain values. ``sample``: of the data that reaches it, to resolve column selectors; None where not known.
 
     Options at their defaults are left out, so that parties with different versions of scikit-learn understand each other.
     """
@@ -72,12 +75,28 @@ def to_recipe(transformer: Any, columns: Any, path: str = "") -> Any:
         if option not in defaults or plain != to_plain(defaults[option]):
             options[option] = plain
     if name == "Pipeline":
-        recipe["parts"] = [[part, to_recipe(step, columns, join(path, part))] for part, step in transformer.steps]
+        reached = [sample, *[None] * len(transformer.steps)]
+        steps = zip(transformer.steps, reached, strict=False)
+        recipe["parts"] = [[part, to_recipe(step, before, join(path, part))] for (part, step), before in steps]
     elif name == "ColumnTransformer":
-        chosen = columns(path, transformer)
-        recipe["parts"] = [[part, to_recipe(step, columns, join(path, part)), chosen[part]] for part, step, _ in transformer.transformers]
-        recipe["remainder"] = to_recipe(transformer.remainder, columns, join(path, "remainder"))
+        recipe["parts"] = [
+            [part, to_recipe(step, None, join(path, part)), _columns(columns, sample, join(path, part))]
+            for part, step, columns in transformer.transformers
+        ]
+        recipe["remainder"] = to_recipe(transformer.remainder, None, join(path, "remainder"))
     return {**recipe, "options": options}
+
+
+def _columns(columns: Any, sample: Sample | None, path: str) -> Any:
+    if callable(columns):
+        if sample is None:
+            raise InputError(
+                f"preparation, step {path}: a column selector works on the raw columns only; write the columns' names here"
+            )
+        columns = columns(sample.x)
+    if isinstance(columns, slice):
+        return {"slice": [columns.start, columns.stop, columns.step]}
+    return [column.item() if hasattr(column, "item") else column for column in columns]
 
 
 def _option(value: Any, path: str) -> Any:
@@ -97,7 +116,10 @@ def from_recipe(recipe: Any) -> Any:
     if recipe["class"] == "Pipeline":
         transformer = Pipeline([(name, from_recipe(step)) for name, step in recipe["parts"]], **options)
     elif recipe["class"] == "ColumnTransformer":
-        parts = [(name, from_recipe(step), columns) for name, step, columns in recipe["parts"]]
+        parts = [
+            (name, from_recipe(step), slice(*columns["slice"]) if isinstance(columns, dict) else columns)
+            for name, step, columns in recipe["parts"]
+        ]
         transformer = ColumnTransformer(parts, remainder=from_recipe(recipe["remainder"]), **options)
     elif recipe["class"] in RULES:
         transformer = leaf_class(recipe["class"])(**options)

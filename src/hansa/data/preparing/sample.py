@@ -64,7 +64,7 @@ def _column(values: list[Any] | None, dtype: str, rows: int) -> pd.Series:
     if dtype == "bool" or dtype.startswith(("int", "uint")):
         return pd.Series(np.resize(np.array(values or [0]), rows).astype(dtype))
     if dtype in TEXT:
-        column = (values + [values[-1] if values else np.nan] * rows)[: rows - 1] + [np.nan]
+        column = [*values, *[values[-1] if values else np.nan] * (rows - 1 - len(values)), np.nan]
         return pd.Series(column, dtype=text_dtype() if dtype == "str" else object)
     numbers = np.array([float(value) for value in values] or [np.nan])
     return pd.Series(np.append(np.resize(numbers, rows - 1), np.nan).astype("float64" if dtype == EMPTY else dtype))
@@ -91,7 +91,9 @@ def label(x: Any, column: int) -> str:
 def numbers(x: Any) -> np.ndarray:
     """The values as float64 (rows, columns), missing ones NaN. Raises InputError for text."""
     try:
-        return np.column_stack([np.asarray(column, dtype=np.float64) for column in columns_of(x)]) if x.shape[1] else np.zeros(x.shape)
+        return (
+            np.column_stack([np.asarray(column, dtype=np.float64) for column in columns_of(x)]) if x.shape[1] else np.zeros(x.shape)
+        )
     except (ValueError, TypeError):
         raise InputError(f"column {label(x, _first_text(x))} holds text where numbers are needed; encode it first") from None
 
@@ -132,7 +134,8 @@ def like(x: Any, columns: Iterable[np.ndarray]) -> Any:
     """Other values in the type, dtypes and names of ``x``."""
     listed = list(columns)
     if hasattr(x, "iloc"):
-        return pd.DataFrame({name: pd.Series(column).astype(x.dtypes.iloc[j]) for j, (name, column) in enumerate(zip(x.columns, listed, strict=True))})
+        typed = [pd.Series(column).astype(dtype) for column, dtype in zip(listed, x.dtypes, strict=True)]
+        return pd.DataFrame(dict(zip(x.columns, typed, strict=True)))
     dense = np.empty((len(listed[0]), len(listed)), dtype=x.dtype)
     for j, column in enumerate(listed):
         dense[:, j] = column

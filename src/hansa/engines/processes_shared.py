@@ -1,0 +1,144 @@
+"""Large arrays between processes of one machine: pickled out of band (PEP 574) into shared memory, small things beside it.
+
+Every segment is made, grown and removed by the parent. A worker only attaches to it, so a worker that is killed leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import sys
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+from typing import Any
+
+from hansa.core.errors import RunFailed
+
+SMALL = 4096
+"""Buffers of fewer bytes stay in the pickle: a copy through the pipe is cheaper than keeping account of them."""
+
+ALIGNMENT = 64
+"""Bytes: a cache line, and the widest vector register."""
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A pickled value and the buffers that are kept apart from it."""
+
+    header: bytes
+    buffers: tuple[pickle.PickleBuffer, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of shared memory that the buffers need."""
+        return sum(_aligned(buffer.raw().nbytes) for buffer in self.buffers)
+
+    def place(self, memory: memoryview | None) -> tuple[Span, ...]:
+        """Copy the buffers into shared memory of at least :attr:`size` bytes; returns where each one lies."""
+        spans, start = [], 0
+        for buffer in self.buffers:
+            raw = buffer.raw()
+            assert memory is not None
+            memory[start : start + raw.nbytes] = raw
+            spans.append((start, raw.nbytes))
+            start += _aligned(raw.nbytes)
+        return tuple(spans)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def pack(value: Any) -> Packed:
+    """Pickle a value; large arrays become buffers without being copied."""
+    buffers: list[pickle.PickleBuffer] = []
+
+    def inside(buffer: pickle.PickleBuffer) -> bool:
+        if buffer.raw().nbytes < SMALL:
+            return True
+        buffers.append(buffer)
+        return False
+
+    return Packed(pickle.dumps(value, protocol=5, buffer_callback=inside), tuple(buffers))
+
+
+def unpack(header: bytes, spans: Sequence[Span], memory: memoryview | None) -> Any:
+    """The value, with memory of its own: the shared memory may be overwritten at once."""
+    buffers = [] if memory is None else [bytearray(memory[start : start + size]) for start, size in spans]
+    return pickle.loads(header, buffers=buffers)  # noqa: S301  # written by this job's own processes on this machine
+
+
+class Segment:
+    """Shared memory that the parent owns. It grows by being replaced, and is removed when closed, collected or at exit."""
+
+    def __init__(self) -> None:
+        self._shared: SharedMemory | None = None
+        self._remove: weakref.finalize | None = None
+
+    @property
+    def name(self) -> str:
+        """What a worker attaches by; empty while there is none."""
+        return "" if self._shared is None else self._shared.name
+
+    @property
+    def memory(self) -> memoryview | None:
+        return None if self._shared is None else self._shared.buf
+
+    def reserve(self, size: int) -> None:
+        """Make room for ``size`` bytes; what was written before is lost if the segment had to grow.
+
+        Raises RunFailed when the machine has not as much shared memory.
+        """
+        if size <= (0 if self._shared is None else self._shared.size):
+            return
+        self.close()
+        size = 1 << (size - 1).bit_length() if size < 1 << 24 else size + size // 8
+        _refuse_more_than_free(size)
+        self._shared = SharedMemory(create=True, size=size)
+        self._remove = weakref.finalize(self, _unlink, self._shared, os.getpid())
+
+    def close(self) -> None:
+        if self._remove is not None:
+            self._remove()
+        self._shared = self._remove = None
+
+
+def _unlink(shared: SharedMemory, owner: int) -> None:
+    if os.getpid() == owner:  # a fork inherits this callback, and must not take the memory away from its parent
+        shared.close()
+        shared.unlink()
+
+
+def _refuse_more_than_free(size: int) -> None:
+    # Memory that is promised but not there would kill the process with SIGBUS when it is written, without a word.
+    folder = Path("/dev/shm")  # noqa: S108  # where Linux keeps shared memory; other systems have no limit of this kind
+    if folder.is_dir() and shutil.disk_usage(folder).free < size:
+        raise RunFailed(
+            f"engine processes: {size:,} bytes of shared memory are needed and {folder} has {shutil.disk_usage(folder).free:,} free; "
+            "make it larger (for containers: --shm-size), or write engine.name = 'inline'"
+        )
+
+
+class Attached:
+    """A worker's view of a segment; the last one attached is kept, because it is nearly always the next one too."""
+
+    def __init__(self) -> None:
+        self._shared: SharedMemory | None = None
+
+    def memory(self, name: str) -> memoryview | None:
+        """The memory of the segment of that name, None for the empty name."""
+        if not name:
+            return None
+        if self._shared is None or self._shared.name != name:
+            if self._shared is not None:
+                self._shared.close()
+            # Before 3.13 attaching also registers with the resource tracker, which all processes share and which keeps a set of
+            # names: the parent's removal undoes both.
+            self._shared = SharedMemory(name, **({"track": False} if sys.version_info >= (3, 13) else {}))
+        return self._shared.buf

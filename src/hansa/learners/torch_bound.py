@@ -1,0 +1,252 @@
+"""A PyTorch module that knows the data.
+
+The objective of a client with rows (x_i, y_i), i = 1..n, is the mean
+
+    F(w) = 1/n sum_i loss(module(x_i; w), y_i) + l2/2 |w|^2
+
+over all trained parameters w. Params leave the learner as NumPy arrays, so that nothing else needs PyTorch: parameters with
+``requires_grad`` are weights; frozen parameters and floating-point buffers are buffers; other buffers are counters. Buffers that a
+module does not store in its ``state_dict`` stay with the module.
+
+Training runs in training mode; gradient, losses, evaluation and prediction in evaluation mode, where a row's output depends on that
+row alone (batch norm uses its running statistics, dropout is off).
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hansa.core.blocks import LoadedBlock, Table
+from hansa.core.contracts import Schema
+from hansa.core.errors import InputError
+from hansa.core.local import Plan, Trained
+from hansa.core.metrics import Metrics, stack
+from hansa.core.params import Kinds, Params
+from hansa.core.randomness import derive
+from hansa.core.updates import Update, prefixed
+from hansa.learners.linear import encode
+from hansa.learners.torch import TorchLearner
+from hansa.learners.torch_losses import RowLoss, measure, name_of, prediction, row_loss, total
+from hansa.learners.torch_model import Model, array, build, device_named, materialise, scoped
+from hansa.learners.torch_training import obstacle_to_stacking, train_one_by_one, train_stacked, worth_stacking
+
+ROWS_AT_ONCE = 4096
+"""Rows of one forward pass outside training."""
+
+
+@dataclass(frozen=True)
+class BoundTorch:
+    """A module, its loss and its metrics, for the data of a schema."""
+
+    options: TorchLearner
+    schema: Schema
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The model is built again where the learner arrives: it may lie on a device, and is as large as the params.
+        return {"options": self.options, "schema": self.schema}
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.options.needs
+
+    @property
+    def can(self) -> frozenset[str]:
+        return self.options.can
+
+    @cached_property
+    def model(self) -> Model:
+        device = device_named(self.options.device)
+        with scoped(device):
+            return Model(self._built(derive(0, "module")), device)
+
+    @cached_property
+    def row_loss(self) -> RowLoss:
+        return row_loss(self.options.loss)
+
+    def _built(self, key: int) -> nn.Module:
+        module = build(self.options.module, self.options.options, key)
+        materialise(module, self.schema)
+        return module
+
+    def bind(self, schema: Schema) -> BoundTorch:
+        return bound(self.options, schema)
+
+    def arrays(self, table: Table) -> Table:
+        """x to the module's floating type (float32), whole numbers to int64; y to class numbers, or to floats where there are none.
+
+        InputError for features that are not numbers and for a label that is not one of the classes.
+        """
+        x = self.features(table.x)
+        if table.y is None:
+            return Table(x)
+        y = np.asarray(table.y)
+        if self.schema.classes is not None:
+            y = encode(y, self.schema.classes)
+        whole = y.dtype.kind in "iu" and not self.needs & {"numbers", "two classes"}
+        return Table(x, y.astype(np.int64 if whole else self.model.floating, copy=False))
+
+    def features(self, x: Any) -> np.ndarray:
+        """Features as the module takes them."""
+        values = np.asarray(x)
+        if values.dtype.kind not in "biuf":
+            raise InputError(f"the features have type {values.dtype} and PyTorch takes numbers only; add a preparation to the job")
+        return values.astype(np.int64 if values.dtype.kind in "iu" else self.model.floating, copy=False)
+
+    def kinds(self) -> Kinds:
+        return self.model.kinds()
+
+    def init(self, seed: int) -> Params:
+        """The module's own initial weights; a factory runs under the seed, and PyTorch's global random state stays as it is."""
+        with scoped(self.model.device):
+            return Model(self._built(derive(seed, "init")), self.model.device).params()
+
+    def train(self, params: Params, block: LoadedBlock, plan: Plan) -> Trained:
+        with scoped(self.model.device):
+            train = train_stacked if self._stacks(block) else train_one_by_one
+            return train(self.model, self.row_loss, self.options.l2, params, block, plan)
+
+    def _stacks(self, block: LoadedBlock) -> bool:
+        model, batch, longest = self.model, self.options.batch, int(np.argmax(block.rows))
+        if batch == "one_by_one" or not block.rows[longest] or (batch == "auto" and not worth_stacking(model, len(block))):
+            return False
+        if not hasattr(model, "obstacle"):
+            table = block.tables[longest]
+            model.obstacle = obstacle_to_stacking(model, self.row_loss, table.x, table.y)
+            if model.obstacle and batch == "auto":
+                warnings.warn(
+                    f"{type(model.module).__name__}: {model.obstacle}; clients are trained one after another "
+                    '(learner.batch = "one_by_one" says so without this warning)',
+                    stacklevel=3,
+                )
+        if model.obstacle and batch == "stacked":
+            raise InputError(f'learner.batch = "stacked": {model.obstacle}; write "auto" or "one_by_one"')
+        return model.obstacle is None
+
+    def _chunks(self, table: Table) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(table), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            # A copy lies aligned, wherever the rows lay: the bits must not depend on that.
+            yield self.model.rows(table.x[rows]).clone(), self.model.rows(table.y[rows]).clone()
+
+    def gradient(self, params: Params, block: LoadedBlock) -> Update:
+        """Gradient of each client's F at ``params``: ``gradient/<name>`` for the weights; metric ``loss``, without the penalty."""
+        sums = np.zeros(len(block))
+        with scoped(self.model.device):
+            module = self.model.load(params).eval()
+            weights = {name: w.detach() for name, w in self.model.weights.items()}
+            gradients: list[Params] = []
+            for k, table in enumerate(block.tables):
+                mean = {name: w * self.options.l2 for name, w in weights.items()}
+                for x, y in self._chunks(table):
+                    losses = self.row_loss(module(x), y)
+                    value = losses.mean() * (len(x) / len(table))
+                    parts = torch.autograd.grad(value, list(self.model.weights.values()), materialize_grads=True)
+                    torch._foreach_add_(list(mean.values()), parts)
+                    sums[k] += total(losses, len(x))
+                gradients.append({name: array(g) for name, g in mean.items()})
+        stacked = {name: np.stack([client[name] for client in gradients]) for name in weights}
+        return Update(prefixed(stacked, "gradient"), block.weight, {"loss": (sums, block.rows.astype(np.float64))})
+
+    def hessian(self, params: Params, block: LoadedBlock) -> Update:
+        raise InputError('learner "torch" offers no Hessian; choose an algorithm that works with gradients, or a linear model')
+
+    def losses(self, candidates: Sequence[Params], block: LoadedBlock) -> Update:
+        """Each client's F under several params: ``losses`` (clients, candidates), float64."""
+        values = np.zeros((len(block), len(candidates)))
+        with scoped(self.model.device), torch.no_grad():
+            for c, params in enumerate(candidates):
+                module = self.model.load(params).eval()
+                penalty = 0.5 * self.options.l2 * sum(float(w.double().square().sum()) for w in self.model.weights.values())
+                for k, table in enumerate(block.tables):
+                    sums = sum(total(self.row_loss(module(x), y), len(x)) for x, y in self._chunks(table))
+                    values[k, c] = sums / max(len(table), 1) + penalty
+        return Update({"losses": values}, block.weight)
+
+    def evaluate(self, params: Params, block: LoadedBlock) -> Metrics:
+        """``loss`` (without the penalty) and the metrics of each client's rows."""
+        with scoped(self.model.device), torch.no_grad():
+            module = self.model.load(params).eval()
+            return stack([self._measure(module, table) for table in block.tables])
+
+    def _measure(self, module: nn.Module, table: Table) -> dict[str, tuple[float, float]]:
+        loss, metrics = self.options.loss, self.options.measured
+        result = {"loss": (0.0, 0.0)} | {name_of(metric): (0.0, 0.0) for metric in metrics}
+        ranked: list[tuple[Tensor, Tensor]] = []  # the AUC compares all rows of the client with each other
+        for x, y in self._chunks(table):
+            output = module(x)
+            parts = {"loss": (total(self.row_loss(output, y), len(x)), float(len(x)))}
+            parts |= {name_of(m): measure(m, output, y, loss) for m in metrics if m != "auc"}
+            for name, (part, count) in parts.items():
+                result[name] = (result[name][0] + part, result[name][1] + count)
+            if "auc" in metrics:
+                ranked.append((output, y))
+        if ranked:
+            output, y = (torch.cat(side) for side in zip(*ranked, strict=True))
+            result["auc"] = measure("auc", output, y, loss)
+        return result
+
+    def outputs(self, params: Params, x: np.ndarray) -> np.ndarray:
+        """What the module gives for prepared rows, in evaluation mode."""
+        with scoped(self.model.device), torch.no_grad():
+            module = self.model.load(params).eval()
+            chunks = self._chunks(Table(x, np.zeros(len(x))))
+            parts = [array(module(part)) for part, _ in chunks] if len(x) else [array(module(self.model.rows(x)))]
+            return np.concatenate(parts)
+
+    def predict(self, params: Params, x: Any) -> np.ndarray:
+        """Labels for classification, numbers for regression, (rows,); the outputs for a loss of one's own without classes."""
+        return prediction(self.outputs(params, self.features(x)), self.options.loss, self.schema.classes)
+
+    def export(self, params: Params) -> nn.Module:
+        """The module with these params, in evaluation mode, on the CPU: an ordinary ``torch.nn.Module`` of the caller's own."""
+        with scoped(self.model.device):
+            return copy.deepcopy(self.model.load(params)).cpu().eval()
+
+
+def bound(options: TorchLearner, schema: Schema) -> BoundTorch:
+    """The learner for these data; it has tried the module on one example, see :meth:`TorchLearner.bind`."""
+    learner = BoundTorch(options, schema)
+    classes = schema.classes
+    if classes is None and options.needs & {"classes", "two classes"}:
+        raise InputError(
+            f'learner.loss = "{options.loss}": the labels are numbers, not classes; write "mse", "l1", "huber" or "poisson_nll"'
+        )
+    if classes is not None and "numbers" in options.needs:
+        raise InputError(
+            f'learner.loss = "{options.loss}": the labels are {len(classes)} classes, not numbers; write "cross_entropy"'
+        )
+    if classes is not None and "two classes" in options.needs and len(classes) != 2:
+        raise InputError(f'learner.loss = "{options.loss}" is for two classes, the data has {len(classes)}; write "cross_entropy"')
+    _try(learner, learner.model)
+    return learner
+
+
+def _try(learner: BoundTorch, model: Model) -> None:
+    """Refuse a module that cannot take an example of the data, or gives too few outputs, before any training."""
+    schema, what = learner.schema, type(model.module).__name__
+    dtype = np.dtype(schema.dtype)
+    if not schema.shape or dtype.kind not in "biuf":
+        return
+    example = learner.features(np.zeros((2, *schema.shape), dtype=dtype))
+    try:
+        output = learner.outputs(model.params(), example)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        hint = "; whole numbers stay whole, for embeddings: make them floats for other layers" if dtype.kind in "iu" else ""
+        raise InputError(
+            f"{what} cannot take rows of shape {schema.shape} and type {example.dtype}: {str(error).splitlines()[0]}{hint}"
+        ) from error
+    classes = len(schema.classes or ())
+    if learner.options.loss == "cross_entropy" and (output.ndim < 2 or output.shape[1] < classes):
+        raise InputError(
+            f"{what} gives outputs of shape {output.shape[1:]} per row and the data has {classes} classes; "
+            "cross_entropy needs one output per class"
+        )

@@ -1,0 +1,88 @@
+"""The sum belongs to the job: its order is fixed by client and block numbers, never by arrival."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hansa.core.reduction import Tree, add, gather, reduce_block, weighted_sum
+from hansa.core.updates import Total, Update
+
+
+def total(value: float) -> Total:
+    return Total({"v": np.array([value])}, weight=1.0, clients=1, metrics={"loss": (np.float64(value), np.float64(1.0))})
+
+
+def reference(values: list[float | None]) -> float | None:
+    """The fixed pairwise tree, level by level."""
+    while len(values) > 1:
+        pairs = [values[i : i + 2] for i in range(0, len(values), 2)]
+        values = [next((v for v in p if v is not None), None) if None in p or len(p) == 1 else p[0] + p[1] for p in pairs]  # type: ignore[operator]
+    return values[0]
+
+
+@given(st.data())
+def test_tree_gives_the_same_bits_in_any_order_of_arrival(data: st.DataObject) -> None:
+    values = data.draw(st.lists(st.one_of(st.none(), st.floats(-1e6, 1e6)), min_size=1, max_size=40))
+    tree = Tree(len(values))
+    for number in data.draw(st.permutations(range(len(values)))):
+        value = values[number]
+        tree.add(number, None if value is None else total(value))
+    result, expected = tree.result(), reference(list(values))
+    assert (result is None) == (expected is None)
+    if result is not None:
+        assert float(result.values["v"][0]) == expected
+        assert result.clients == sum(value is not None for value in values)
+
+
+def test_tree_keeps_few_totals_when_blocks_arrive_in_order() -> None:
+    tree = Tree(1000)
+    most = 0
+    for number in range(1000):
+        tree.add(number, total(1.0))
+        most = max(most, len(tree._waiting))
+    assert most <= 11
+    assert float(tree.result().values["v"][0]) == 1000.0  # type: ignore[union-attr]
+
+
+@given(st.integers(1, 9), st.sampled_from([np.float32, np.float64]))
+def test_weighted_sum_goes_from_the_first_client_to_the_last(clients: int, dtype: type) -> None:
+    rng = np.random.default_rng(clients)
+    values, weight = rng.standard_normal((clients, 3, 2)).astype(dtype), rng.uniform(1, 100, clients)
+    expected = values[0] * float(weight[0])
+    for k in range(1, clients):
+        expected = expected + values[k] * float(weight[k])
+    result = weighted_sum(values, weight)
+    assert result.dtype == dtype
+    assert np.array_equal(result, expected)
+
+
+def test_counters_are_summed_as_float64() -> None:
+    assert weighted_sum(np.array([3, 5]), np.array([1.0, 0.5])) == 5.5
+
+
+def test_torch_tensors_are_summed_alike() -> None:
+    torch = pytest.importorskip("torch")
+    values = np.random.default_rng(0).standard_normal((4, 7)).astype(np.float32)
+    weight = np.array([1.0, 2.0, 3.0, 4.0])
+    assert np.array_equal(weighted_sum(torch.from_numpy(values), weight).numpy(), weighted_sum(values, weight))
+
+
+def test_mean_and_metrics_of_a_block() -> None:
+    update = Update(
+        {"delta/w": np.array([[1.0], [3.0]])}, np.array([1.0, 3.0]), {"loss": (np.array([2.0, 4.0]), np.array([1.0, 3.0]))}
+    )
+    both = add(reduce_block(update), reduce_block(update))
+    assert both.clients == 4
+    assert float(both.means("delta")["w"][0]) == 2.5
+    assert both.metrics["loss"] == (12.0, 8.0)
+
+
+def test_gather_keeps_single_updates_in_client_order() -> None:
+    parts = [Update({"v": np.array([[float(n)]]), "names": [str(n)]}, np.ones(1), clients=(f"c{n}",)) for n in range(3)]
+    gathered = gather(parts)
+    assert gathered.clients == ("c0", "c1", "c2")
+    assert gathered.values["v"].ravel().tolist() == [0.0, 1.0, 2.0]
+    assert gathered.values["names"] == ["0", "1", "2"]

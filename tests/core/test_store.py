@@ -1,0 +1,50 @@
+"""Client state: versioned by round, so that a repeated round reads what it read before."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hansa.core.store import DiskStore, MemoryStore
+
+
+@pytest.fixture(params=["memory", "disk"])
+def store(request: Any, tmp_path: Path) -> Any:
+    return MemoryStore() if request.param == "memory" else DiskStore(tmp_path / "clients.sqlite")
+
+
+def entry(value: float) -> dict[str, np.ndarray]:
+    return {"b": np.full((2, 1), value, dtype=np.float32), "a": np.array(value)}
+
+
+def test_reads_the_newest_version_before_a_round(store: Any) -> None:
+    assert store.read("x", 5) is None
+    store.write(1, {"x": entry(1.0), "y": entry(-1.0)})
+    store.write(3, {"x": entry(3.0)})
+    assert store.read("x", 1) is None
+    assert store.read("x", 2)["a"] == 1.0
+    assert store.read("x", 3)["a"] == 1.0
+    assert store.read("x", 4)["a"] == 3.0
+    assert store.read("y", 4)["b"].dtype == np.float32 and store.read("y", 4)["b"].shape == (2, 1)
+
+
+def test_a_repeated_round_overwrites_itself_only(store: Any) -> None:
+    store.write(1, {"x": entry(1.0)})
+    store.write(2, {"x": entry(2.0)})
+    assert store.read("x", 2)["a"] == 1.0
+    store.write(2, {"x": entry(2.5)})
+    assert store.read("x", 2)["a"] == 1.0
+    assert store.read("x", 3)["a"] == 2.5
+
+
+def test_disk_store_survives_its_process_and_travels(tmp_path: Path) -> None:
+    first = DiskStore(tmp_path / "clients.sqlite")
+    assert first.read("x", 1) is None and not first.path.exists()
+    first.write(1, {"x": entry(1.0)})
+    other = pickle.loads(pickle.dumps(first))  # noqa: S301  # as an engine sends it to its workers
+    assert other.read("x", 2)["a"] == 1.0
+    assert oct(first.path.stat().st_mode)[-3:] == "600"

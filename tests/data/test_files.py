@@ -1,0 +1,158 @@
+"""Files: what is read is what was written, whatever the format and however it is cut into files; and what cannot work is said."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from pandas.testing import assert_frame_equal
+
+from hansa.core.errors import InputError
+from hansa.data import BuiltIn, File
+
+
+@pytest.fixture
+def hospitals(tmp_path: Path) -> Path:
+    """A folder with one CSV file per hospital of the heart disease data."""
+    rows = BuiltIn("heart_disease").read()
+    frame = rows.x.assign(ill=rows.y, hospital=rows.client)
+    for name, own in frame.groupby("hospital"):
+        own.to_csv(tmp_path / f"{name}.csv", index=False)
+    return tmp_path
+
+
+def test_files_by_client_hold_the_rows_of_the_whole(hospitals: Path) -> None:
+    whole = BuiltIn("heart_disease").read()
+    read = File(path=str(hospitals / "*.csv"), label="ill", client="@file", drop=("hospital",)).read()
+    order = np.argsort(whole.client, kind="stable")  # files come in the order of their names
+    assert_frame_equal(read.x, whole.x.iloc[order].reset_index(drop=True))
+    assert np.array_equal(read.y, whole.y[order])
+    assert np.array_equal(read.client, whole.client[order])
+    named = File(path=str(hospitals / "*.csv"), label="ill", client="hospital").read()
+    assert_frame_equal(named.x, read.x)
+    assert np.array_equal(named.client, read.client)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".parquet"])
+def test_every_format_gives_the_same(tmp_path: Path, ending: str) -> None:
+    frame = pd.DataFrame(
+        {"n": [1, 2, 3], "gap": [0.5, np.nan, 2.0], "text": ["a", None, "b"], "flag": [True, False, True], "y": [0, 1, 1]}
+    )
+    path = tmp_path / f"table{ending}"
+    frame.to_parquet(path) if ending == ".parquet" else frame.to_csv(path, index=False)
+    rows = File(path=str(path), label="y").read()
+    assert rows.x["n"].tolist() == [1.0, 2.0, 3.0]
+    assert rows.x["flag"].tolist() == ["True", "False", "True"]
+    assert rows.x["text"].isna().tolist() == [False, True, False]
+    assert [str(dtype) for dtype in rows.x.dtypes] == ["float64", "float64", "object", "object"]
+    assert rows.client is None
+
+
+def test_features_come_in_the_order_in_which_they_are_listed(hospitals: Path) -> None:
+    rows = File(path=str(hospitals / "Cleveland.csv"), label="ill", features=("chol", "age")).read()
+    assert list(rows.x.columns) == ["chol", "age"]
+
+
+def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("x,y\n1,0\n2,1\n")
+    source = File(path=str(path), label="y")
+    assert source.read() is source.read()
+    path.write_text("x,y\n1,0\n2,1\n3,1\n")
+    os.utime(path, ns=(1, 1))
+    assert len(source.read()) == 3
+
+
+@pytest.mark.parametrize(
+    ("column", "task"),
+    [
+        (["yes", "no", "yes"], "classification"),
+        (["True", "False", "True"], "classification"),
+        (["1", "2", "3"], "classification"),
+        (["1.0", "2.0", "3.0"], "regression"),
+        ([str(k) for k in range(21)], "regression"),
+        ([str(k) for k in range(20)], "classification"),
+    ],
+)
+def test_the_task_is_told_from_the_label(tmp_path: Path, column: list[str], task: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("x,y\n" + "".join(f"{k},{value}\n" for k, value in enumerate(column)))
+    rows = File(path=str(path), label="y").read()
+    assert rows.task == task
+    assert rows.y is not None
+    assert rows.y.dtype.kind == ("f" if task == "regression" else "U" if column[0] in ("yes", "no") else "i")
+
+
+def test_an_option_overrides_the_task_and_positive_makes_two_classes(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("x,grade\n1,1.0\n2,2.0\n3,3.0\n")
+    read = File(path=str(path), label="grade", task="classification").read()
+    assert read.y is not None
+    assert (read.task, read.y.tolist(), read.y.dtype) == ("classification", [1, 2, 3], np.int64)
+    one = File(path=str(path), label="grade", positive=2).read()
+    assert one.y is not None
+    assert (one.task, one.y.tolist()) == ("classification", [0, 1, 0])
+
+
+def test_whole_numbers_name_clients_as_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("x,y,site\n1,0,3\n2,1,12\n")
+    read = File(path=str(path), label="y", client="site").read()
+    assert read.client is not None
+    assert read.client.tolist() == ["3", "12"]
+
+
+def test_an_empty_column_takes_its_type_from_the_other_files(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("n,t,y\n1,,0\n2,,1\n")
+    (tmp_path / "b.csv").write_text("n,t,y\n,u,0\n,,1\n")
+    rows = File(path=str(tmp_path / "*.csv"), label="y", client="@file").read()
+    assert [str(dtype) for dtype in rows.x.dtypes] == ["float64", "object"]
+    assert rows.x["t"].isna().tolist() == [True, True, False, True]
+
+
+BAD: list[tuple[dict[str, str], dict[str, object], str]] = [
+    ({"a.csv": "x,y\n1,0\n"}, {"label": "z"}, r"data.label: .*a.csv has no column 'z' \(allowed: x, y\)"),
+    ({"a.csv": "age,y\n1,0\n"}, {"features": ("agee",)}, r"data.features: .* has no column 'agee' \(did you mean 'age'\?\)"),
+    ({"a.csv": "x,y\n1,0\n"}, {"drop": ("q",)}, "data.drop: .* has no column 'q'"),
+    ({"a.csv": "x,y\n1,0\n"}, {"client": "site"}, "data.client: .* has no column 'site'"),
+    ({"a.csv": "x,y\n1,0\n"}, {"drop": ("x",)}, "no feature column is left in .*a.csv"),
+    ({"a.csv": "x,y\n1,0\n"}, {"features": ("x", "y")}, "data.features: 'y' is the label"),
+    ({"a.csv": "x,y\n1,0\n"}, {"features": ("x",), "drop": ("x",)}, "data.drop: column 'x' is also asked for"),
+    ({"a.csv": "x,y\n1,0\n", "b.csv": "x,z,y\n1,2,0\n"}, {}, "b.csv has a column 'z' and .*a.csv has not"),
+    ({"a.csv": "x,y\n1,0\n", "b.csv": "x,y\n?,0\n2,1\n"}, {}, r"column 'x' holds numbers in .*a.csv and text in .*b.csv \(such as '\?'\)"),
+    ({"a.csv": "x,y\n1,0\n", "b.csv": "x,y\n2,no\n"}, {}, r"column 'y' holds numbers in .*a.csv and text in .*b.csv \(such as 'no'\)"),
+    ({"a.csv": "x,y\n1,\n2,1\n3,\n"}, {}, r"column 'y' is empty in 2 of 3 rows \(first: row 0"),
+    ({"a.csv": "x,y,c\n1,0,\n2,1,a\n"}, {"client": "c"}, "column 'c' of .*a.csv is empty in 1 of 2 rows"),
+    ({"a.csv": "x,y\n1,0.5\n"}, {"task": "classification"}, 'holds 0.5, which is no class; set data.task = "regression"'),
+    ({"a.csv": "x,y\n1,a\n"}, {"task": "regression"}, "holds text such as 'a', a regression needs numbers"),
+    ({"a.csv": "x,y\n1,a\n"}, {"task": "clasification"}, "did you mean 'classification'"),
+    ({"a.csv": "x,y\n1,a\n"}, {"positive": "b"}, "data.positive: label column 'y' never is 'b'"),
+    ({"a.csv": "x,y\n1,a\n"}, {"positive": "a", "task": "regression"}, "a regression has no positive label"),
+    ({"a.csv": ""}, {}, "a.csv cannot be read as a table"),
+    ({"a.csv": "x,y\n"}, {}, "holds no rows"),
+    ({"a.csv": "x,y\n1,2,3\n"}, {}, "a.csv cannot be read as a table"),
+    ({"a.csv": "x,y\n1,0\n2,1,5\n"}, {}, "a.csv cannot be read as a table"),
+    ({"a.parquet": "no parquet"}, {"path": "*.parquet"}, "a.parquet cannot be read as a table"),
+    ({"a.csv.gz": "no archive"}, {"path": "*.gz"}, "a.csv.gz cannot be read as a table"),
+    ({"a.txt": "x,y\n"}, {"path": "*.txt"}, "a.txt is none of the files that can be read"),
+    ({"a.csv": "x,y\n"}, {"path": "b.csv"}, r"no file matches .*b.csv in .* \(did you mean 'a.csv'\?\)"),
+    ({"d/a.csv": "x,y\n"}, {"path": "d"}, r"d is a folder; write .*d/\*.csv"),
+    ({"d/a.csv": "x,y\n1,0\n", "e/a.csv": "x,y\n1,0\n"}, {"path": "*/*.csv", "client": "@file"}, "names both .* and .* 'a'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "options", "sentence"), BAD)
+def test_what_cannot_work_is_said_in_one_sentence(
+    tmp_path: Path, files: dict[str, str], options: dict[str, object], sentence: str
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    given: dict[str, object] = {"path": "*.csv", "label": "y"} | options
+    given["path"] = str(tmp_path / str(given["path"]))
+    with pytest.raises(InputError, match=sentence) as caught:
+        File(**given).read()  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,132 @@
+"""Data in memory: the same rows whatever holds them, checked when they are read."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from pandas.testing import assert_frame_equal
+
+from hansa.core.blocks import Table
+from hansa.core.errors import InputError
+from hansa.data import BuiltIn, from_arrays, from_table, from_torch
+
+HEART = BuiltIn("heart_disease").read()
+
+
+def test_arrays_are_taken_as_they_are() -> None:
+    x, y = np.arange(12, dtype=np.float32).reshape(4, 3), np.array([0, 1, 0, 1])
+    rows = from_arrays(x, y, clients=[2, 2, 10, 10]).read()
+    assert rows.x is x
+    assert (rows.task, rows.client.tolist()) == ("classification", ["2", "2", "10", "10"])  # type: ignore[union-attr]
+
+
+def test_a_frame_an_arrow_table_and_a_built_in_set_are_the_same() -> None:
+    frame = HEART.x.assign(ill=HEART.y, hospital=HEART.client)
+    for table in (frame, pa.Table.from_pandas(frame), frame.convert_dtypes()):
+        rows = from_table(table, label="ill", client="hospital").read()
+        assert_frame_equal(rows.x, HEART.x)
+        assert np.array_equal(rows.y, HEART.y)
+        assert np.array_equal(rows.client, HEART.client)
+
+
+def test_labels_of_every_kind_become_plain() -> None:
+    x = np.zeros((4, 1))
+    kinds: list[tuple[Any, Any, str]] = [
+        ([True, False, True, True], [1, 0, 1, 1], "i"),
+        (np.array(["b", "a", "a", "b"], dtype=object), ["b", "a", "a", "b"], "U"),
+        (pd.Series(["b", "a", "a", "b"], dtype="category"), ["b", "a", "a", "b"], "U"),
+        (pd.Series([3, 1, 1, 3], dtype="Int64"), [3, 1, 1, 3], "i"),
+        (np.array([3, 1, 1, 3], dtype=np.uint8), [3, 1, 1, 3], "i"),
+        (np.array([0.5, 1, 1, 3], dtype=np.float32), [0.5, 1, 1, 3], "f"),
+    ]
+    for given, expected, kind in kinds:
+        y = from_arrays(x, given).read().y
+        assert y is not None
+        assert (y.tolist(), y.dtype.kind) == (expected, kind)
+
+
+def test_columns_become_numbers_or_text_whatever_their_type() -> None:
+    frame = pd.DataFrame(
+        {
+            "mixed": np.array([1, True, "1"], dtype=object),
+            "truth": np.array([True, None, False], dtype=object),
+            "whole": np.array([1, None, 3], dtype=object),
+            "kind": pd.Categorical([2, 1, 2]),
+            "day": pd.to_datetime(["2020-01-02", None, "2020-01-01"]),
+            "none": np.array([None, None, None], dtype=object),
+            5: pd.array([1, None, 3], dtype="Int8"),
+        }
+    )
+    x = from_arrays(frame, [0, 1, 0]).read().x
+    shown = {name: ["" if pd.isna(value) else value for value in x[name]] for name in x.columns}
+    assert shown == {
+        "mixed": ["1", "True", "1"],
+        "truth": ["True", "", "False"],
+        "whole": [1.0, "", 3.0],
+        "kind": ["2", "1", "2"],
+        "day": ["2020-01-02 00:00:00", "", "2020-01-01 00:00:00"],
+        "none": ["", "", ""],
+        "5": [1.0, "", 3.0],
+    }
+    assert_frame_equal(from_arrays(x, [0, 1, 0]).read().x, x)  # plain columns stay as they are
+
+
+def test_torch_data_sets_are_read_alike_fast_and_slow() -> None:
+    torch = pytest.importorskip("torch")
+    data = torch.utils.data
+    x, y = torch.arange(24, dtype=torch.float32).reshape(6, 2, 2), torch.tensor([0, 1, 2, 0, 1, 2])
+    whole = data.TensorDataset(x, y)
+    fast, slow = from_torch(whole).read(), from_torch(data.Subset(whole, range(6)), test=whole).read()
+    assert np.array_equal(fast.x, slow.x)
+    assert np.array_equal(fast.y, slow.y)
+    assert fast.x.shape == (6, 2, 2)
+    assert slow.test is not None
+    assert np.array_equal(slow.test.x, fast.x)
+
+    class Stream(data.IterableDataset):  # type: ignore[misc, name-defined]
+        def __iter__(self) -> Any:
+            return iter(())
+
+    with pytest.raises(InputError, match="Stream has no length"):
+        from_torch(Stream())
+    with pytest.raises(InputError, match=r"item 0 of TensorDataset is no pair"):
+        from_torch(data.TensorDataset(x))
+
+
+def test_a_source_survives_pickling_without_its_cache() -> None:
+    source = from_arrays(np.eye(3), [0, 1, 0], clients=["a", "b", "a"], test=(np.eye(3), [0, 1, 0]))
+    before = len(pickle.dumps(source))
+    rows = source.read()
+    assert len(pickle.dumps(source)) == before
+    again = pickle.loads(pickle.dumps(source)).read()  # noqa: S301  # of our own making
+    assert again.x.tobytes() == rows.x.tobytes()
+    assert isinstance(again.test, Table)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: from_arrays(np.eye(3), [0, 1]), "y has 2 entries and x has 3 rows"),
+        (lambda: from_arrays(np.eye(3), [0, 1, 0], clients=["a"]), "client has 1 entries and x has 3 rows"),
+        (lambda: from_arrays(np.eye(3), [0, 1, 0], clients=["a", None, "b"]), "client is empty in 1 of 3 rows"),
+        (lambda: from_arrays(np.ones(3), [0, 1, 0]), r"x has shape \(3,\); give \(rows, features\)"),
+        (lambda: from_arrays(np.array([["a"]]), [0]), "x is an array of type <U1, which holds no numbers"),
+        (lambda: from_arrays(np.empty((0, 3)), []), "x has no rows"),
+        (lambda: from_arrays(np.eye(3), np.eye(3)), r"y has shape \(3, 3\), but one label a row is needed"),
+        (lambda: from_arrays(np.eye(3), ["a", None, "b"]), "y is empty in 1 of 3 rows"),
+        (lambda: from_arrays(np.eye(2), pd.to_datetime(["2020-01-01", "2020-01-02"])), "y holds values of type datetime64"),
+        (lambda: from_arrays(np.eye(2), [0, 1], test=(np.eye(3), [0, 1, 0])), r"test has examples of shape \(3,\)"),
+        (lambda: from_arrays(np.eye(2), [0, 1], test=(np.eye(2), [0])), "test has 2 rows and 1 labels"),
+        (lambda: from_arrays(np.eye(2), [0, 1], test=(np.eye(2), None)), "test has no labels"),
+        (lambda: from_arrays(pd.DataFrame([[1, 2]], columns=["a", "a"]), [0]), "column 'a' occurs 2 times"),
+        (lambda: from_table(HEART.x, label="il"), "the table has no column 'il'"),
+    ],
+)
+def test_what_cannot_work_is_said_in_one_sentence(make: Any, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        make().read()

@@ -1,0 +1,164 @@
+"""The laws that a newcomer may check: what federated learning must equal when nothing stands in its way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.compose import ColumnTransformer
+from sklearn.datasets import load_breast_cancer
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression, SGDClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+import hansa
+from hansa.core.randomness import combine, derive, permutations
+from tests.conformance.problem import same_bits
+
+NUMBERS = ["age", "trestbps", "chol", "thalch", "oldpeak", "ca"]
+CATEGORIES = ["sex", "cp", "fbs", "restecg", "exang", "slope", "thal"]
+
+
+def pipeline(estimator: Any) -> Any:
+    numeric = make_pipeline(SimpleImputer(), StandardScaler())
+    categorical = make_pipeline(
+        SimpleImputer(strategy="most_frequent"), OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+    )
+    return make_pipeline(ColumnTransformer([("numbers", numeric, NUMBERS), ("categories", categorical, CATEGORIES)]), estimator)
+
+
+def quick(job: hansa.Job, path: Path) -> hansa.Run:
+    return hansa.run(job, directory=path, quiet=True)
+
+
+def pooled_training_rows(job: hansa.Job) -> tuple[pd.DataFrame, np.ndarray]:
+    from hansa.training import clients_of
+
+    tables = [client.load()["train"] for client in clients_of(job)]
+    return pd.concat([table.x for table in tables], ignore_index=True), np.concatenate([table.y for table in tables])
+
+
+def test_newton_on_four_hospitals_equals_scikit_learn_on_pooled_rows(tmp_path: Path) -> None:
+    job = hansa.Job(
+        data=hansa.BuiltIn("heart_disease"),
+        learner=pipeline(LogisticRegression(C=0.7)),
+        algorithm=hansa.Newton(),
+        rounds=hansa.Rounds(count=30),
+    )
+    run = quick(job, tmp_path)
+    x, y = pooled_training_rows(job)
+    theirs = pipeline(LogisticRegression(C=0.7, solver="newton-cholesky", tol=1e-12, max_iter=1000)).fit(x, y)
+    np.testing.assert_allclose(run.model[:-1].transform(x), theirs[:-1].transform(x), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(run.model[-1].coef_, theirs[-1].coef_, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(run.model[-1].intercept_, theirs[-1].intercept_, rtol=0, atol=1e-6)
+    assert np.array_equal(run.model.predict(x), theirs.predict(x))
+    assert "converged" in run.ended
+
+
+def arrays() -> tuple[np.ndarray, np.ndarray]:
+    x, y = load_breast_cancer(return_X_y=True)
+    return StandardScaler().fit_transform(x), y
+
+
+def test_fedavg_with_one_client_is_centralised_sgd(tmp_path: Path) -> None:
+    """The same mini-batches, written out by hand."""
+    x, y = arrays()
+    job = hansa.Job(
+        data=hansa.from_arrays(x, y),
+        learner=SGDClassifier(loss="log_loss", alpha=0.01),
+        algorithm=hansa.FedAvg(local=hansa.Local(epochs=2, batch_size=32, learning_rate=0.1)),
+        partition=hansa.IID(clients=1),
+        split=hansa.Split(test=0.0),
+        rounds=hansa.Rounds(count=3),
+        seed=4,
+    )
+    run = quick(job, tmp_path)
+    from hansa.training import clients_of
+
+    (client,) = clients_of(job)
+    own = client.load()["train"]
+    w, b, t = np.zeros(x.shape[1]), 0.0, np.where(own.y == 1, 1.0, -1.0)
+    for round in (1, 2, 3):
+        key = combine(np.array([client.key], dtype=np.uint64), derive(4, "round", round, "shuffle"))
+        for epoch in (0, 1):
+            order = permutations(combine(key, derive("epoch", epoch)), np.array([len(own)]))[0]
+            for start in range(0, len(own), 32):
+                chosen = order[start : start + 32]
+                slope = -t[chosen] / (1 + np.exp(t[chosen] * (own.x[chosen] @ w + b))) / len(chosen)
+                w, b = w - 0.1 * (slope @ own.x[chosen] + 0.01 * w), b - 0.1 * slope.sum()
+    np.testing.assert_allclose(run.params["coef"][0], w, rtol=1e-9)
+    np.testing.assert_allclose(run.params["intercept"][0], b, rtol=1e-9)
+
+
+def shared(algorithm: Any, **changes: Any) -> hansa.Job:
+    x, y = arrays()
+    job = hansa.Job(
+        data=hansa.from_arrays(x, y),
+        learner=SGDClassifier(loss="log_loss", alpha=0.01),
+        algorithm=algorithm,
+        partition=hansa.Dirichlet(clients=6, alpha=0.5),
+        rounds=hansa.Rounds(count=5, block=2),
+    )
+    return replace(job, **changes)
+
+
+def test_fedavg_with_one_full_batch_step_is_gradient_descent(tmp_path: Path) -> None:
+    from hansa.algorithms.server_optimizers import SGD
+
+    local = hansa.Local(epochs=1, batch_size=0, learning_rate=0.3)
+    averaged = quick(shared(hansa.FedAvg(local=local)), tmp_path).params
+    descended = quick(shared(hansa.GradientDescent(server=SGD(learning_rate=0.3))), tmp_path).params
+    for name in averaged:
+        np.testing.assert_allclose(averaged[name], descended[name], rtol=1e-12, atol=1e-14)
+
+
+def test_fedprox_without_mu_is_fedavg(tmp_path: Path) -> None:
+    local = hansa.Local(epochs=2, batch_size=16)
+    plain, proximal = (quick(shared(a), tmp_path).params for a in (hansa.FedAvg(local=local), hansa.FedProx(local=local, mu=0.0)))
+    assert same_bits(plain, proximal)
+
+
+def test_scaffold_in_its_first_round_is_fedavg(tmp_path: Path) -> None:
+    """All control variates are zero at first."""
+    local = hansa.Local(epochs=2, batch_size=16)
+    jobs = [shared(a, rounds=hansa.Rounds(count=1)) for a in (hansa.FedAvg(local=local), hansa.Scaffold(local=local))]
+    assert same_bits(*(quick(job, tmp_path).params for job in jobs))
+
+
+@pytest.mark.parametrize("algorithm", [hansa.FedAvg(local=hansa.Local(batch_size=8)), hansa.Newton()], ids=lambda a: a.name)
+def test_the_order_of_clients_changes_nothing(algorithm: Any, tmp_path: Path) -> None:
+    """Clients are known by their ids: however their rows are put together, the bits are the same."""
+    x, y = arrays()
+    owner = np.array([f"site-{k % 5}" for k in range(len(y))])
+    results = []
+    for order in (range(5), (3, 1, 4, 0, 2)):
+        rows = np.concatenate([np.flatnonzero(owner == f"site-{k}") for k in order])
+        job = hansa.Job(
+            data=hansa.from_arrays(x[rows], y[rows], clients=owner[rows]),
+            learner=LogisticRegression(),
+            algorithm=algorithm,
+            rounds=hansa.Rounds(count=3, block=2),
+        )
+        results.append(quick(job, tmp_path).params)
+    assert same_bits(*results)
+
+
+def test_a_round_with_every_client_does_not_depend_on_how_they_are_weighted_when_they_are_equal(tmp_path: Path) -> None:
+    x, y = arrays()
+    owner = np.array([f"site-{k % 4}" for k in range(568)])
+    job = hansa.Job(
+        data=hansa.from_arrays(x[:568], y[:568], clients=owner),
+        learner=LogisticRegression(),
+        algorithm=hansa.FedAvg(),
+        split=hansa.Split(test=0.0),
+        rounds=hansa.Rounds(count=3),
+    )
+    by_rows = quick(job, tmp_path).params
+    equal = quick(replace(job, rounds=replace(job.rounds, weighting="equal")), tmp_path).params
+    for name in by_rows:
+        np.testing.assert_allclose(by_rows[name], equal[name], rtol=1e-12)
