@@ -47,14 +47,21 @@ class Comparison:
 
     def plain(self) -> dict[str, Any]:
         """As JSON-plain values."""
-        rows = [{"name": row.name, "values": {m: {c: list(v) for c, v in by.items()} for m, by in row.values.items()}} for row in self.rows]
+        rows = [
+            {"name": row.name, "values": {m: {c: list(v) for c, v in by.items()} for m, by in row.values.items()}}
+            for row in self.rows
+        ]
         return {
             "metrics": list(self.metrics), "clients": list(self.clients), "rows": rows, "repeats": self.repeats, "sentence": self.sentence,
         }  # fmt: skip
 
 
 def compare(
-    job: Job, *, repeats: int = 5, algorithms: Sequence[Any] = (), progress: Callable[[int, int, str], None] = lambda done, of, what: None
+    job: Job,
+    *,
+    repeats: int = 5,
+    algorithms: Sequence[Any] = (),
+    progress: Callable[[int, int, str], None] = lambda done, of, what: None,
 ) -> Comparison:
     """Train in every way on ``repeats`` different splits (seeds job.seed, job.seed + 1, ...) and compare on held-out rows.
 
@@ -74,7 +81,13 @@ def compare(
                 results[name].append(scores)
     shown = tuple(name for name in ("auc", "accuracy", "mse", "loss") if name in results[names[1]][0])[:2]
     ids = tuple(client.id for client in training.clients_of(job))
-    rows = tuple(Row(name, {m: {c: _mean_and_error([r[m].get(c, float("nan")) for r in results[name]]) for c in (*ids, OVERALL)} for m in shown}) for name in names)
+    rows = tuple(
+        Row(
+            name,
+            {m: {c: _mean_and_error([r[m].get(c, float("nan")) for r in results[name]]) for c in (*ids, OVERALL)} for m in shown},
+        )
+        for name in names
+    )
     return Comparison(ids, shown, rows, repeats, sentence_on(rows, ids, shown[0]))
 
 
@@ -86,11 +99,7 @@ def _title(algorithm: Any) -> str:
 def _ways(job: Job, clients: Sequence[Client], algorithms: Sequence[Any]) -> Iterator[Scores]:
     """The scores of each way to learn, in the order of the table."""
     best = _optimum(job, clients)
-    own: list[Metrics] = []
-    for client in clients:
-        setting, state = _prepared(best, [client], lenient=True)
-        own.append(training.per_client(setting, *_trained(setting, state), "test")[1])
-    yield _scores([client.id for client in clients], own)
+    yield _scores([client.id for client in clients], [_alone(best, client) for client in clients])
     setting, state = _prepared(best, recipes.pooled(clients), lenient=True)
     schema, params = _trained(setting, state)
     setting.engine.start(job.learner, clients, MemoryStore())
@@ -99,6 +108,16 @@ def _ways(job: Job, clients: Sequence[Client], algorithms: Sequence[Any]) -> Ite
     for algorithm in algorithms:
         with_it = replace(setting, job=replace(job, algorithm=algorithm))
         yield _by_client(with_it, *_trained(with_it, training.begin(with_it, state["preparation"])))
+
+
+def _alone(job: Job, client: Client) -> Metrics:
+    """What a client reaches with its own rows; nothing where they are of one class, from which no model can be fitted."""
+    train, test = (client.load()[split] for split in ("train", "test"))
+    classes = set(np.unique(train.y))
+    if job.data.read().task == "classification" and (len(classes) < 2 or not set(np.unique(test.y)) <= classes):
+        return {}
+    setting, state = _prepared(job, [client], lenient=True)
+    return training.per_client(setting, *_trained(setting, state), "test")[1]
 
 
 def _prepared(job: Job, clients: Sequence[Client], lenient: bool) -> tuple[training.Setting, State]:

@@ -126,7 +126,9 @@ def checked(options: Any, path: str) -> Any:
         if is_dataclass(value) and not isinstance(value, type):
             allowed = choices(hints[name])
             if allowed and not isinstance(value, tuple(allowed)):
-                raise InputError(f"{path}.{name}: {type(value).__name__} does not belong here{did_you_mean('', [c.__name__ for c in allowed])}")
+                raise InputError(
+                    f"{path}.{name}: {type(value).__name__} does not belong here{did_you_mean('', [c.__name__ for c in allowed])}"
+                )
             checked(value, f"{path}.{name}")
         else:
             validated(hints[name], value, f"{path}.{name}")
@@ -166,7 +168,11 @@ def _object_schema(cls: type, definitions: dict[str, Any]) -> dict[str, Any]:
     for name, option in option_fields(cls).items():
         allowed = choices(hints[name])
         if allowed:
-            properties[name] = {"oneOf": [_object_schema(choice, definitions) for choice in allowed]} if len(allowed) > 1 else _object_schema(allowed[0], definitions)
+            properties[name] = (
+                {"oneOf": [_object_schema(choice, definitions) for choice in allowed]}
+                if len(allowed) > 1
+                else _object_schema(allowed[0], definitions)
+            )
             continue
         schema = {} if hints[name] is Any else _adapter(hints[name]).json_schema(mode="validation")
         definitions.update(schema.pop("$defs", {}))

@@ -54,9 +54,7 @@ class Run:
     seconds: float
 
 
-def run(
-    job: Job | str | Path, *, directory: str | Path = "runs", quiet: bool = False, observe: Observer = unobserved
-) -> Run:
+def run(job: Job | str | Path, *, directory: str | Path = "runs", quiet: bool = False, observe: Observer = unobserved) -> Run:
     """Do a job, and keep everything about it in a new folder below ``directory``.
 
     job:      a :class:`hansa.Job`, or the path of its TOML file.
@@ -71,7 +69,7 @@ def run(
     began = time.perf_counter()
     clients = training.clients_of(job)
     folder = RunFolder.create(Path(directory), name, text_of(job))
-    return _play(job, folder, clients, began, None, quiet, observe)
+    return _play(job, folder, clients, began, quiet, observe)
 
 
 def resume(directory: str | Path, job: Job | None = None, *, quiet: bool = False, observe: Observer = unobserved) -> Run:
@@ -80,15 +78,20 @@ def resume(directory: str | Path, job: Job | None = None, *, quiet: bool = False
     ``job`` is needed only where the run was started from objects that its ``job.toml`` cannot hold (data in memory, a module).
     """
     folder = RunFolder.open(Path(directory))
-    folder.lock()
     text = folder.job_text()
     if job is None:
-        job = jobs.from_text(text, where=f"{directory}/job.toml")
+        try:
+            job = jobs.from_text(text, where=f"{directory}/job.toml")
+        except InputError as error:
+            raise InputError(
+                f"run {directory}: its job.toml cannot be read back ({error}); if the run was started from Python objects, "
+                f"write hansa.resume({str(directory)!r}, job) with the same job"
+            ) from None
     elif text_of(job) != text:
         raise InputError(f"run {directory}: the job given is not the one of the run (compare it with {directory}/job.toml)")
-    # A run that was killed before its first round was saved has no state yet: it begins again.
-    state = folder.load_state() if folder.has("state.safetensors") else None
-    return _play(job, folder, training.clients_of(job), time.perf_counter(), state, quiet, observe)
+    clients = training.clients_of(job)
+    folder.lock()
+    return _play(job, folder, clients, time.perf_counter(), quiet, observe)
 
 
 def text_of(job: Job) -> str:
@@ -98,11 +101,11 @@ def text_of(job: Job) -> str:
     return tomli_w.dumps(jobs.to_table(job))
 
 
-def _play(
-    job: Job, folder: RunFolder, clients: Sequence[Client], began: float, state: State | None, quiet: bool, observe: Observer
-) -> Run:
+def _play(job: Job, folder: RunFolder, clients: Sequence[Client], began: float, quiet: bool, observe: Observer) -> Run:
     progress = Progress(quiet=quiet)
     with _recorded(folder, began), threadpool_limits(1):
+        # A run that is new, or was killed before its first round was saved, has no state yet.
+        state = folder.load_state() if folder.has("state.safetensors") else None
         setting = training.open_setting(job, clients, DiskStore(folder.path / "clients.sqlite"), observe)
         try:
             _check_same_data(folder, setting, state)
@@ -128,7 +131,15 @@ def _play(
 
 def _headline(setting: Setting) -> str:
     """The metric that a progress line shows."""
-    split = "central" if setting.central is not None else "test" if setting.job.split.test else "validation" if setting.job.split.validation else "train"
+    split = (
+        "central"
+        if setting.central is not None
+        else "test"
+        if setting.job.split.test
+        else "validation"
+        if setting.job.split.validation
+        else "train"
+    )
     return f"{split}/{'loss' if split == 'train' else 'accuracy' if setting.description.task == 'classification' else 'mse'}"
 
 
@@ -143,6 +154,7 @@ def _check_same_data(folder: RunFolder, setting: Setting, state: State | None) -
 @contextmanager
 def _recorded(folder: RunFolder, began: float) -> Iterator[None]:
     """Write how the run stands into its folder, whatever way it ends."""
+    before = folder.status()
     folder.set_status("running")
     try:
         yield
@@ -150,8 +162,12 @@ def _recorded(folder: RunFolder, began: float) -> Iterator[None]:
         folder.set_status("interrupted", seconds=time.perf_counter() - began)
         raise
     except HansaError as error:
-        folder.set_status("failed", seconds=time.perf_counter() - began, error=str(error))
-        write_report(folder)
+        # What could not be resumed stays what it was.
+        if isinstance(error, InputError) and before["status"] != "running":
+            folder.write_json("status.json", before)
+        else:
+            folder.set_status("failed", seconds=time.perf_counter() - began, error=str(error))
+            write_report(folder)
         raise
     finally:
         folder.close()
@@ -187,7 +203,9 @@ def _conclude(folder: RunFolder, setting: Setting, state: State, began: float) -
 def _sharing(setting: Setting) -> dict[str, Any]:
     """What left the clients and what did not, in words."""
     job = setting.job
-    left = ["once, to agree on the data: column names and types, row and label counts, and per column its range, mean and categories"]
+    left = [
+        "once, to agree on the data: column names and types, row and label counts, and per column its range, mean and categories"
+    ]
     if setting.fit is not None:
         left.append("to fit the preparation: per column sums, counts and category counts")
     left.append(
@@ -200,5 +218,3 @@ def _sharing(setting: Setting) -> dict[str, Any]:
         "stayed": ["every row: no patient, picture or record was sent", "every client's validation and test rows"],
         "guarantees": [{"transform": transform.name, "guarantee": transform.guarantee} for transform in job.transforms],
     }
-
-

@@ -34,6 +34,7 @@ from hansa.data.describe import Describe, Description, check
 from hansa.data.preparation import FitPreparation, Preparer, feature_names, fitted_transformer, prepared_dtype
 from hansa.job import Job
 
+
 @dataclass(frozen=True)
 class Setting:
     """A job whose engine runs and whose clients have described their data."""
@@ -59,7 +60,12 @@ class Setting:
         if self.fit is not None:
             names = feature_names(preparation)
             schema = replace(
-                schema, features=names, shape=(len(names),), dtype=prepared_dtype(preparation), preparation=preparation, preparer=Preparer()
+                schema,
+                features=names,
+                shape=(len(names),),
+                dtype=prepared_dtype(preparation),
+                preparation=preparation,
+                preparer=Preparer(),
             )
         return schema, self.job.learner.bind(schema)
 
@@ -225,7 +231,9 @@ def _watch(job: Job, state: State, record: dict[str, Any]) -> State:
     name = f"validation/{job.evaluation.watch}"
     if name not in record:
         known = [key.partition("/")[2] for key in record if key.startswith("validation/")]
-        raise InputError(f"evaluation.watch = {job.evaluation.watch!r}: there is no such metric{did_you_mean(job.evaluation.watch, known)}")
+        raise InputError(
+            f"evaluation.watch = {job.evaluation.watch!r}: there is no such metric{did_you_mean(job.evaluation.watch, known)}"
+        )
     value, best = record[name], state["best"]
     sign = 1.0 if job.evaluation.watch in metric.HIGHER_IS_BETTER else -1.0
     if best is None or sign * (value - best["value"]) > job.evaluation.least:

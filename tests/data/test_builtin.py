@@ -12,8 +12,8 @@ from sklearn import datasets
 from hansa.core.errors import InputError
 from hansa.data import BuiltIn
 
-NUMBERS = ["age", "trestbps", "chol", "thalch", "oldpeak", "ca"]
-CATEGORIES = ["sex", "cp", "fbs", "restecg", "exang", "slope", "thal"]
+NUMBERS = ["age", "trestbps", "chol", "thalch", "oldpeak", "ca", "fbs", "exang"]
+CATEGORIES = ["sex", "cp", "restecg", "slope", "thal"]
 
 
 def test_heart_disease_has_four_hospitals_with_equal_dtypes() -> None:
@@ -28,7 +28,7 @@ def test_heart_disease_has_four_hospitals_with_equal_dtypes() -> None:
     assert sorted(rows.x.columns) == sorted(NUMBERS + CATEGORIES)
     assert all(rows.x[name].dtype == np.float64 for name in NUMBERS)
     assert all(rows.x[name].dtype == object for name in CATEGORIES)
-    assert set(rows.x["fbs"].dropna()) == {"True", "False"}
+    assert set(rows.x["fbs"].dropna()) == {0.0, 1.0}
     for name in CATEGORIES:
         kinds = {type(value) for value in rows.x[name]}
         assert kinds <= {str, float}

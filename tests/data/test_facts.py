@@ -75,11 +75,11 @@ def test_raw_columns_of_a_callers_own_loader_are_told_apart() -> None:
     )
     columns = facts_of({"train": Table(frame)})["columns"]
     assert {name: told["kind"] for name, told in columns.items()} == {
-        "b": "category",
+        "b": "number",
         "i": "number",
         "c": "category",
         "e": "category",
     }
     assert columns["i"]["missing"] == 1
-    assert columns["b"]["values"] == {"True": 1, "False": 1}
+    assert columns["b"]["kind"] == "number" and columns["b"]["mean"] == 0.5
     assert columns["e"]["distinct"] == 0

@@ -45,9 +45,9 @@ def test_every_format_gives_the_same(tmp_path: Path, ending: str) -> None:
     frame.to_parquet(path) if ending == ".parquet" else frame.to_csv(path, index=False)
     rows = File(path=str(path), label="y").read()
     assert rows.x["n"].tolist() == [1.0, 2.0, 3.0]
-    assert rows.x["flag"].tolist() == ["True", "False", "True"]
+    assert rows.x["flag"].tolist() == [1.0, 0.0, 1.0]
     assert rows.x["text"].isna().tolist() == [False, True, False]
-    assert [str(dtype) for dtype in rows.x.dtypes] == ["float64", "float64", "object", "object"]
+    assert [str(dtype) for dtype in rows.x.dtypes] == ["float64", "float64", "object", "float64"]
     assert rows.client is None
 
 

@@ -66,7 +66,7 @@ def test_columns_become_numbers_or_text_whatever_their_type() -> None:
     shown = {name: ["" if pd.isna(value) else value for value in x[name]] for name in x.columns}
     assert shown == {
         "mixed": ["1", "True", "1"],
-        "truth": ["True", "", "False"],
+        "truth": [1.0, "", 0.0],
         "whole": [1.0, "", 3.0],
         "kind": ["2", "1", "2"],
         "day": ["2020-01-02 00:00:00", "", "2020-01-01 00:00:00"],

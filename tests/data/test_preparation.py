@@ -99,6 +99,9 @@ def dense(x: Any) -> np.ndarray:
 def assert_same_fit(ours: Any, theirs: Any) -> None:
     """All public fitted attributes agree, through composites."""
     assert type(ours) is type(theirs)
+    if isinstance(theirs, str):
+        assert ours == theirs
+        return
     for name, value in vars(theirs).items():
         if not name.endswith("_") or name.startswith("_"):
             continue
@@ -306,9 +309,9 @@ def arrays(draw: st.DrawFn) -> list[np.ndarray]:
 def test_every_numeric_leaf_equals_scikit_learn(transformer: Any, tables: list[np.ndarray]) -> None:
     pooled = np.concatenate(tables)
     fitted = fit(transformer, tables)
-    ours, theirs = fitted_transformer(transformer, fitted), clone(transformer).fit(pooled)
-    assert_same_fit(ours, theirs)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # scikit-learn divides by zero for columns without values
+        ours, theirs = fitted_transformer(transformer, fitted), clone(transformer).fit(pooled)
+        assert_same_fit(ours, theirs)
         np.testing.assert_allclose(ours.transform(pooled), theirs.transform(pooled), rtol=1e-12, atol=1e-9)
 
 
@@ -431,9 +434,10 @@ def test_rounds_are_those_of_the_slowest_branch(heart: tuple[list[pd.DataFrame],
 
 
 def test_preparer_is_a_value() -> None:
-    assert Preparer() == Preparer() == pickle.loads(pickle.dumps(Preparer()))
+    assert Preparer() == Preparer() == pickle.loads(pickle.dumps(Preparer()))  # noqa: S301  # our own bytes
     algorithm = FitPreparation.of(StandardScaler(), Layout((), ("float64",)))
-    assert pickle.loads(pickle.dumps(algorithm)) == algorithm == FitPreparation.of(StandardScaler(), Layout((), ("float64",)))
+    assert pickle.loads(pickle.dumps(algorithm)) == algorithm  # noqa: S301  # our own bytes
+    assert algorithm == FitPreparation.of(StandardScaler(), Layout((), ("float64",)))
 
 
 def test_the_users_transformer_and_tables_stay_as_they_were(heart: tuple[list[pd.DataFrame], pd.DataFrame]) -> None:
@@ -461,7 +465,7 @@ FRAME = pd.DataFrame({"age": [1.0, 2.0], "cp": ["a", "b"]})
     [
         (PCA(), "PCA cannot be fitted"),
         (make_pipeline(StandardScaler(), FunctionTransformer()), "step functiontransformer: FunctionTransformer cannot"),
-        (ColumnTransformer([("n", make_pipeline(StandardScaler(), PCA()), ["age"])]), "step n__pca: PCA cannot .* StandardScaler"),
+        (ColumnTransformer([("n", make_pipeline(StandardScaler(), PCA()), ["age"])]), "step n__pca: PCA cannot .*StandardScaler"),
         (ColumnTransformer([("n", StandardScaler(), "age")]), r"write \['age'\]"),
         (StandardScaler(), "StandardScaler.*'cp' holds text"),
         (ColumnTransformer([("c", OneHotEncoder(), ["cp"])]), r"step c .*'cp' are not known.*candidates\['cp'\]"),
@@ -472,7 +476,7 @@ FRAME = pd.DataFrame({"age": [1.0, 2.0], "cp": ["a", "b"]})
         (ColumnTransformer([("c", OneHotEncoder(feature_name_combiner=max), ["cp"])]), "option c__feature_name_combiner"),
         (ColumnTransformer([("n", StandardScaler(), ["agee"])]), "agee"),
         (ColumnTransformer([("n", MinMaxScaler((3, 1)), ["age"])]), "step n .*Minimum of desired"),
-        (ColumnTransformer([("n", "passthrough", ["cp"])]), "'cp' holds text"),
+        (ColumnTransformer([("n", "passthrough", ["cp"])]), "n__cp holds text"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_work(transformer: Any, message: str) -> None:
@@ -481,7 +485,7 @@ def test_what_cannot_work_is_refused_before_any_work(transformer: Any, message: 
 
 
 def test_candidates_name_existing_columns() -> None:
-    with pytest.raises(InputError, match="no column 'cpp' .did you mean 'cp'"):
+    with pytest.raises(InputError, match=r"no column 'cpp' .did you mean 'cp'"):
         FitPreparation.of(StandardScaler(), Layout.of(FRAME), {"cpp": ["a"]})
 
 

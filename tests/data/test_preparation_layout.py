@@ -23,8 +23,11 @@ PARTS = [
 
 def test_joined_is_the_layout_of_pooled_rows() -> None:
     joined = Layout.joined(map(Layout.of, PARTS))
-    assert joined == Layout.of(pd.concat(PARTS))
-    assert joined.dtypes[:2] == ("int64", "float64") and joined.dtypes[3:] == ("bool", "empty")
+    text = joined.names.index("text")  # which of its two types text gets, pandas decides by version
+    pooled = Layout.of(pd.concat(PARTS))
+    assert joined.names == pooled.names and joined.dtypes[text] in ("str", "object")
+    assert joined.dtypes[:text] + joined.dtypes[text + 1 :] == ("int64", "float64", "bool", "empty")
+    assert pooled.dtypes[:text] + pooled.dtypes[text + 1 :] == ("int64", "float64", "bool", "empty")
     assert Layout.from_plain(json.loads(json.dumps(joined.plain()))) == joined
 
 
@@ -42,7 +45,8 @@ def test_cast_gives_all_clients_the_same_dtypes() -> None:
     ("column", "dtype"),
     [
         (pd.Series([1, None], dtype="Int64"), "float64"),
-        (pd.Series([1, 2], dtype="Int32"), "int32"),
+        (pd.Series([1, 2], dtype="Int32"), "float64"),
+        (pd.Series([1, 2], dtype="int32"), "int32"),
         (pd.Series([True, None], dtype="boolean"), "object"),
         (pd.Series(["a", "b"], dtype="category"), "object"),
         (pd.Series([1.5, np.nan], dtype="category"), "float64"),

@@ -277,7 +277,9 @@ def test_large_tables_in_chunks_are_the_table(monkeypatch):
 )
 def test_regression_losses_are_torchs(loss, reference):
     x, y = load_diabetes(return_X_y=True)
-    one = TorchLearner(nn.Linear, {"in_features": 10, "out_features": 1}, loss=loss, batch="one_by_one").bind(Schema(shape=(10,), dtype="float64"))
+    one = TorchLearner(nn.Linear, {"in_features": 10, "out_features": 1}, loss=loss, batch="one_by_one").bind(
+        Schema(shape=(10,), dtype="float64")
+    )
     table = one.arrays(Table(10 * x, y / 100))
     assert table.x.dtype == table.y.dtype == np.float32
     data, plan = block([50, 31], x=table.x, y=table.y), Plan(Local(1, 8), 0.01)
@@ -305,7 +307,9 @@ def test_two_classes_by_one_logit_or_two_outputs():
     x = (x - x.mean(0)) / x.std(0)
     schema = Schema(shape=(30,), dtype="float64", classes=("benign", "malignant"))
     for outputs, loss in ((1, "binary_cross_entropy"), (2, "cross_entropy")):
-        one = TorchLearner(nn.Linear, {"in_features": 30, "out_features": outputs}, loss=loss, metrics=("accuracy", "auc")).bind(schema)
+        one = TorchLearner(nn.Linear, {"in_features": 30, "out_features": outputs}, loss=loss, metrics=("accuracy", "auc")).bind(
+            schema
+        )
         table = one.arrays(Table(x, labels))
         data, params = block([300], x=table.x, y=table.y), one.init(0)
         params = of_client(one.train(params, data, Plan(Local(3, 16), 0.1)), 0)

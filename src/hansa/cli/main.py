@@ -20,8 +20,12 @@ job_argument = click.argument("job", metavar="JOB.toml", type=click.Path(path_ty
 run_argument = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object for machines.")
 quiet_option = click.option("--quiet", is_flag=True, help="Show no progress.")
-set_option = click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change a value of the job, as algorithm.mu=0.1; repeatable.")
-runs_option = click.option("--runs", default="runs", show_default=True, type=click.Path(path_type=Path), help="Folder that holds the run folders.")
+set_option = click.option(
+    "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change a value of the job, as algorithm.mu=0.1; repeatable."
+)
+runs_option = click.option(
+    "--runs", default="runs", show_default=True, type=click.Path(path_type=Path), help="Folder that holds the run folders."
+)
 
 
 class Group(click.Group):
@@ -106,7 +110,14 @@ def demo(repeats: int, runs: Path, as_json: bool, quiet: bool) -> None:
     from hansa.cli import show
     from hansa.cli.starter import starter_job
 
-    show.compared(starter_job(), repeats, runs, as_json, quiet or as_json, title="Who has heart disease? Four hospitals, 920 patients (UCI, 1988)")
+    show.compared(
+        starter_job(),
+        repeats,
+        runs,
+        as_json,
+        quiet or as_json,
+        title="Who has heart disease? Four hospitals, 920 patients (UCI, 1988)",
+    )
 
 
 @main.command(epilog=example("hansa report runs/20260102-030405-hospitals"))

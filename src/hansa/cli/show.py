@@ -26,7 +26,9 @@ def plain(value: Any) -> Any:
 
 def line(value: dict[str, Any], as_json: bool) -> None:
     """One object: as JSON, or its values a line each."""
-    click.echo(json.dumps(plain(value), indent=None if not as_json else 2) if as_json else "\n".join(str(item) for item in value.values()))
+    click.echo(
+        json.dumps(plain(value), indent=None if not as_json else 2) if as_json else "\n".join(str(item) for item in value.values())
+    )
 
 
 def text(name: str, content: str, as_json: bool) -> None:
@@ -85,7 +87,15 @@ def _with_progress(work: Any, quiet: bool) -> Any:
 def _comparison_table(comparison: Comparison, title: str) -> None:
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", caption=_caption(comparison), caption_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption=_caption(comparison),
+        caption_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
     shown = (*comparison.clients, "overall") if len(comparison.clients) <= 8 else ("overall",)
     for column in ("way to learn", "", *shown):
         table.add_column(column, justify="left" if column in ("way to learn", "") else "right")
@@ -133,7 +143,9 @@ def runs(root: Path, as_json: bool) -> None:
     for column in ("run", "status", "rounds", "seconds", "metrics"):
         table.add_column(column, justify="right" if column in ("rounds", "seconds") else "left")
     for one in found:
-        table.add_row(str(one.path), one.status, str(one.rounds), f"{one.seconds:.1f}" if one.seconds is not None else "", _brief(one.metrics))
+        table.add_row(
+            str(one.path), one.status, str(one.rounds), f"{one.seconds:.1f}" if one.seconds is not None else "", _brief(one.metrics)
+        )
     _print(table)
 
 
@@ -163,7 +175,11 @@ def data(job: Job, picture: Path | None, as_json: bool) -> None:
         table.add_column(column, justify="left" if column == "client" else "right")
     for client, facts in described["clients"].items():
         rows, labels = facts["rows"], facts.get("labels") or {}
-        table.add_row(client, *(str(rows.get(split, 0)) for split in ("train", "validation", "test")), *(str(labels.get(label, 0)) for label in classes))
+        table.add_row(
+            client,
+            *(str(rows.get(split, 0)) for split in ("train", "validation", "test")),
+            *(str(labels.get(label, 0)) for label in classes),
+        )
     _print(table)
     _features_table(setting.description.facts)
 
@@ -174,11 +190,17 @@ def _features_table(facts: dict[str, Any]) -> None:
     columns = {name: None for one in facts.values() for name in one.get("columns", {})}
     if not columns or len(facts) > 12:
         return
-    table = Table(box=None, pad_edge=False, header_style="bold", title="\nfeatures: mean of numbers, most frequent category; share missing", title_justify="left")
+    table = Table(
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+        title="\nfeatures: mean of numbers, most frequent category; share missing",
+        title_justify="left",
+    )
     for column in ("feature", *facts):
         table.add_column(column)
     for name in columns:
-        table.add_row(name, *(_feature(one["columns"].get(name, {}), one["rows"]["train"]) for one in facts.values()))
+        table.add_row(name, *(_feature(one["columns"].get(name, {}), sum(one["rows"].values())) for one in facts.values()))
     _print(table)
 
 

@@ -35,12 +35,17 @@ def layout(description: Description) -> Layout:
 
 
 def candidates(description: Description) -> dict[Any, list[Any]]:
-    """Category column -> every value that any client has there, in ascending order."""
-    return {name: _values(description, name) for name, kind in kinds(description).items() if kind == "category"}
+    """Columns whose values are known one by one -> every value that any client has there, in ascending order.
+
+    These are all categories, and the numbers that are codes at every client.
+    """
+    known = {name: [own["columns"][name] for own in description.facts.values()] for name in description.features}
+    values = {name: [column.get("values", column.get("few")) for column in columns] for name, columns in known.items()}
+    return {name: sorted({v for some in each for v in some}) for name, each in values.items() if None not in each}
 
 
 def _values(description: Description, name: str) -> list[Any]:
-    return sorted({value for own in description.facts.values() for value in own["columns"][name].get("values", ())})
+    return [value for own in description.facts.values() for value in own["columns"][name].get("values", ())]
 
 
 def _is_empty(description: Description, name: str) -> bool:

@@ -8,7 +8,7 @@ A table's facts::
      "labels": {"dtype": "int64", "counts": {"train": [[0, 131], [1, 109]], "test": [[0, 33], [1, 27]]},
                 "min": 0.0, "max": 1.0, "mean": 0.454, "std": 0.498, "infinite": 0, "missing": 0}}
 
-An array's have ``"layout": "array"``, and for ``columns`` the one entry ``"x"`` with ``shape`` and ``dtype`` of an example. Missing and
+A number with few values has them as "few"; a text that names its rows has "identifier" and no values. An array's have ``"layout": "array"``, and for ``columns`` the one entry ``"x"`` with ``shape`` and ``dtype`` of an example. Missing and
 infinite values are counted over all splits, everything else is told of the training rows. What is not defined is None.
 """
 
@@ -20,6 +20,9 @@ import numpy as np
 
 from hansa.core.blocks import Splits, Table
 from hansa.data.tables import kind_of
+
+FEW = 20
+"""At most so many different values make a number a code, and a text surely no name of its row."""
 
 MOST_VALUES = 10_000
 """Distinct values of a category that are counted one by one, the most frequent first."""
@@ -47,16 +50,24 @@ def _columns(splits: Splits) -> dict[str, Any]:
         if numeric:
             values = [part.to_numpy(dtype=np.float64, na_value=np.nan) for part in parts]
             own = train[name].to_numpy(dtype=np.float64, na_value=np.nan)
-            result[str(name)] = {"kind": "number", **_broken(values), **_moments(own)}
+            result[str(name)] = {"kind": "number", **_broken(values), **_moments(own), **_few(own)}
         else:
             counts = train[name].value_counts()
+            # Texts of which most rows have their own say who a row is, and are not told to anybody.
+            names_rows = len(counts) > FEW and 2 * len(counts) > len(train)
             result[str(name)] = {
                 "kind": "category",
                 "missing": sum(int(part.isna().sum()) for part in parts),
                 "distinct": len(counts),
-                "values": {str(value): int(count) for value, count in counts.head(MOST_VALUES).items()},
-            }
+                "values": {} if names_rows else {str(value): int(count) for value, count in counts.head(MOST_VALUES).items()},
+            } | ({"identifier": True} if names_rows else {})
     return result
+
+
+def _few(values: np.ndarray) -> dict[str, list[float]]:
+    """The values of a number that is a code (sex, grade), for encoders; nothing where they could tell rows apart."""
+    distinct = np.unique(values[np.isfinite(values)])
+    return {"few": distinct.tolist()} if len(distinct) <= FEW and 5 * len(distinct) <= len(values) else {}
 
 
 def _array(splits: Splits) -> dict[str, Any]:

@@ -166,7 +166,7 @@ class FitPreparation:
         while not state["done"]:
             sums = measure(x, state["fitted"])
             state = self.update(state, Total(sums, 1.0, 1))
-        _as_floats(_assembled(state["fitted"]).sample.x)
+        _as_floats(_assembled(state["fitted"]).sample.x, feature_names(state["fitted"]))
 
 
 def measure(x: Any, fitted: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -230,7 +230,7 @@ def _complete(fitted: Mapping[str, Any]) -> Any:
     return assembled.fitted
 
 
-def _as_floats(x: Any) -> np.ndarray:
+def _as_floats(x: Any, names: Sequence[str] = ()) -> np.ndarray:
     from scipy import sparse
 
     from hansa.data.preparing.sample import numbers
@@ -239,7 +239,7 @@ def _as_floats(x: Any) -> np.ndarray:
     if isinstance(dense, np.ndarray) and dense.dtype in (np.float32, np.float64):
         return np.ascontiguousarray(dense)
     single = hasattr(dense, "dtypes") and hasattr(dense, "columns") and bool((dense.dtypes == np.float32).all())
-    return np.ascontiguousarray(numbers(dense), dtype=np.float32 if single else np.float64)
+    return np.ascontiguousarray(numbers(dense, names), dtype=np.float32 if single else np.float64)
 
 
 def _raw_sample(fitted: Mapping[str, Any]) -> Any:

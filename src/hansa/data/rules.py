@@ -62,6 +62,11 @@ def usable_values(facts: Facts, prepared: bool) -> None:
                     f"client {client}: column {name!r} holds {column['infinite']:,} infinite values; "
                     "replace them by numbers, or leave their cells empty"
                 )
+            if column.get("identifier"):
+                raise InputError(
+                    f"client {client}: column {name!r} holds {column['distinct']:,} different texts in {own['rows']['train']:,} training rows: "
+                    f"it names rows and does not describe them; leave it out, for files with data.drop = [{name!r}]"
+                )
             if prepared:
                 continue
             if column["kind"] == "category":

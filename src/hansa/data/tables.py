@@ -1,6 +1,6 @@
 """From whatever a table holds to what the rest of Hansa can rely on.
 
-Columns are numbers (float64, NaN where missing) or categories (objects: str, NaN where missing); labels are int64 or str classes or
+Columns are numbers (float64, NaN where missing; true and false are 1 and 0) or categories (objects: str, NaN where missing); labels are int64 or str classes or
 float64 targets; client ids are str. The rules look at the whole table, so that all clients of a source get equal dtypes.
 """
 
@@ -32,11 +32,10 @@ def kind_of(column: pd.Series) -> Kind | None:
     if pd.api.types.is_object_dtype(column.dtype):
         return (
             "number"
-            if pd.api.types.infer_dtype(column) in ("integer", "floating", "mixed-integer-float", "decimal")
+            if pd.api.types.infer_dtype(column) in ("integer", "floating", "mixed-integer-float", "decimal", "boolean")
             else "category"
         )
-    numeric = pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype)
-    return "number" if numeric else "category"
+    return "number" if pd.api.types.is_numeric_dtype(column.dtype) else "category"
 
 
 def plain_column(column: pd.Series) -> pd.Series:
@@ -54,7 +53,7 @@ def _as_text(column: pd.Series) -> np.ndarray:
     import pandas as pd
 
     values = np.full(len(column), np.nan, dtype=object)
-    if pd.api.types.is_object_dtype(column.dtype) and pd.api.types.infer_dtype(column) not in ("string", "boolean"):
+    if pd.api.types.is_object_dtype(column.dtype) and pd.api.types.infer_dtype(column) != "string":
         present = column.notna().to_numpy()
         values[present] = [str(value) for value in column[present]]
         return values

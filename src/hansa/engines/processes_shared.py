@@ -117,7 +117,7 @@ def _unlink(shared: SharedMemory, owner: int) -> None:
 
 def _refuse_more_than_free(size: int) -> None:
     # Memory that is promised but not there would kill the process with SIGBUS when it is written, without a word.
-    folder = Path("/dev/shm")  # noqa: S108  # where Linux keeps shared memory; other systems have no limit of this kind
+    folder = Path("/dev/shm")  # where Linux keeps shared memory; other systems have no limit of this kind
     if folder.is_dir() and shutil.disk_usage(folder).free < size:
         raise RunFailed(
             f"engine processes: {size:,} bytes of shared memory are needed and {folder} has {shutil.disk_usage(folder).free:,} free; "

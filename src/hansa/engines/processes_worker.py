@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, parent_process
 from multiprocessing.connection import Connection
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 
 from hansa.core.blocks import Block, Client
 from hansa.core.params import Params
@@ -103,30 +104,49 @@ def prepare_process() -> None:
 
 
 def serve(pipe: Connection, setup: Setup) -> None:
-    """The life of a worker process."""
+    """The life of a worker process: blocks in, results out, until the pipe ends."""
     prepare_process()
-    recipes = Attached().memory(setup.segment)
+    shared = Attached()
+    recipes = shared.memory(setup.segment)
     assert recipes is not None
     try:
         learner = load_span(recipes, setup.learner)
         store = RelayedStore(pipe) if setup.relayed else load_span(recipes, setup.store)
-        worker = Worker(learner, Recipes(recipes, setup.shards, setup.clients), store)
     except Exception as error:  # noqa: BLE001  # the parent raises it
-        pipe.send(("broken", f"{type(error).__name__}: {error}", traceback.format_exc()))
-        os._exit(0)
+        _leave_broken(pipe, error)
+    worker = Worker(learner, Recipes(recipes, setup.shards, setup.clients), store)
     pipe.send(("ready",))
-    inbox, outbox = Attached(), Attached()
+    inbox, outbox = Attached(), _Outbox(pipe)
     call: Any = None
     while True:
         try:
-            _, block, news = pipe.recv()
-            if news is not None:
-                header, spans, name = news
-                call = None  # not kept while the next one is read, which may be as large
-                call = unpack(header, spans, inbox.memory(name))
-            _deliver(pipe, outbox, _do(call, worker, block))
+            block, news = pipe.recv()
         except (EOFError, OSError):
-            os._exit(0)  # the parent is gone or has let this worker go
+            leave()
+        if news is not None:
+            header, spans, name = news
+            call = None  # the last one need not be kept while the next, which may be as large, is read
+            try:
+                call = unpack(header, spans, inbox.memory(name))
+            except Exception as error:  # noqa: BLE001  # the parent raises it
+                _leave_broken(pipe, error)
+        packed = _do(call, worker, block)
+        try:
+            pipe.send(("done", packed.header, packed.place(outbox.memory(packed.size))))
+        except (EOFError, OSError):
+            leave()
+
+
+def leave() -> NoReturn:
+    """End this process without the interpreter's farewells, which would touch shared memory that others own."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _leave_broken(pipe: Connection, error: Exception) -> NoReturn:
+    pipe.send(("broken", f"{type(error).__name__}: {error}", traceback.format_exc()))
+    leave()
 
 
 def _do(call: Any, worker: Worker, block: Block) -> Packed:
@@ -138,10 +158,16 @@ def _do(call: Any, worker: Worker, block: Block) -> Packed:
         return pack(Failure(ids, type(error).__name__, f"the result cannot be sent: {error}", traceback.format_exc()))
 
 
-def _deliver(pipe: Connection, outbox: Attached, packed: Packed) -> None:
-    if packed.buffers:
-        pipe.send(("room", packed.size))
-        name = pipe.recv()
-        pipe.send(("done", packed.header, packed.place(outbox.memory(name))))
-    else:
-        pipe.send(("done", packed.header, ()))
+class _Outbox:
+    """The shared memory that this worker's results are written to; the parent is asked for more when it is too small."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe, self._attached = pipe, Attached()
+        self._memory: memoryview | None = None
+
+    def memory(self, size: int) -> memoryview | None:
+        if size > (0 if self._memory is None else self._memory.nbytes):
+            self._memory = None
+            self._pipe.send(("room", size))
+            self._memory = self._attached.memory(self._pipe.recv())
+        return self._memory

@@ -30,8 +30,8 @@ _SUITED = {"classes": ("accuracy",), "two classes": ("accuracy", "auc"), "number
 class TorchLearner:
     """A ``torch.nn.Module``, trained by gradient steps.
 
-    module:   the module itself, whose own initial weights are then used; or a function (or class) that makes one, as a Python object
-              or by name: ``"package.module:factory"`` or ``"path/to/file.py:factory"``.
+    module:   the module itself, whose own initial weights are then used; or a function (or class) that makes one, as a Python
+              object or by name: ``"package.module:factory"`` or ``"path/to/file.py:factory"``.
     options:  arguments of the factory.
     loss:     by name, as ``torch.nn.functional`` defines it: "cross_entropy" (outputs (rows, classes)), "binary_cross_entropy" (one
               logit per row), "mse", "l1", "huber", "poisson_nll" (the output is the log of the rate); or a function
@@ -44,8 +44,8 @@ class TorchLearner:
               that treat rows independently, draw no random numbers and change no buffers; "auto" stacks where that is faster and
               possible, and warns once, with the reason, where it is not possible.
 
-    The same job gives the same bits on a CPU. Trained one by one, a client's bits do not even depend on its block; stacked they agree
-    up to rounding. On CUDA, kernels that PyTorch lists as non-deterministic (scatter, some pooling) may differ between runs.
+    The same job gives the same bits on a CPU. Trained one by one, a client's bits do not even depend on its block; stacked they
+    agree up to rounding. On CUDA, kernels that PyTorch lists as non-deterministic (scatter, some pooling) may differ between runs.
     """
 
     module: Any
@@ -80,8 +80,8 @@ class TorchLearner:
         return self
 
     def bind(self, schema: Schema) -> BoundTorch:
-        """The learner for these data. InputError when labels and loss do not go together, when the module cannot take such rows or has
-        too few outputs for the classes, and when PyTorch is not installed."""
+        """The learner for these data. InputError when labels and loss do not go together, when the module cannot take such rows or
+        has too few outputs for the classes, and when PyTorch is not installed."""
         try:
             from hansa.learners.torch_bound import bound
         except ModuleNotFoundError as error:

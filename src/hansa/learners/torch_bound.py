@@ -72,6 +72,10 @@ class BoundTorch:
     def row_loss(self) -> RowLoss:
         return row_loss(self.options.loss)
 
+    @cached_property
+    def batched_loss(self) -> RowLoss:
+        return row_loss(self.options.loss, batched=True)
+
     def _built(self, key: int) -> nn.Module:
         module = build(self.options.module, self.options.options, key)
         materialise(module, self.schema)
@@ -111,8 +115,9 @@ class BoundTorch:
 
     def train(self, params: Params, block: LoadedBlock, plan: Plan) -> Trained:
         with scoped(self.model.device):
-            train = train_stacked if self._stacks(block) else train_one_by_one
-            return train(self.model, self.row_loss, self.options.l2, params, block, plan)
+            if self._stacks(block):
+                return train_stacked(self.model, self.batched_loss, self.options.l2, params, block, plan)
+            return train_one_by_one(self.model, self.row_loss, self.options.l2, params, block, plan)
 
     def _stacks(self, block: LoadedBlock) -> bool:
         model, batch, longest = self.model, self.options.batch, int(np.argmax(block.rows))
@@ -120,7 +125,7 @@ class BoundTorch:
             return False
         if not hasattr(model, "obstacle"):
             table = block.tables[longest]
-            model.obstacle = obstacle_to_stacking(model, self.row_loss, table.x, table.y)
+            model.obstacle = obstacle_to_stacking(model, self.batched_loss, table.x, table.y)
             if model.obstacle and batch == "auto":
                 warnings.warn(
                     f"{type(model.module).__name__}: {model.obstacle}; clients are trained one after another "

@@ -1,7 +1,7 @@
 """Losses and metrics of PyTorch modules, by name or by the user's own function.
 
-A loss takes (output, target) and gives one value per row, (rows,), or the mean as a single number; a metric likewise. Where a row has
-several values (a sequence, several outputs), its loss is their mean.
+A loss takes (output, target) and gives one value per row, (rows,), or the mean as a single number; a metric likewise. Where a row
+has several values (a sequence, several outputs), its loss is their mean.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def matched(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         output = output.squeeze(-1)
     if output.shape != target.shape:
         raise InputError(
-            f"the module gives {tuple(output.shape)} for targets of shape {tuple(target.shape)}; for this loss or metric they must agree"
+            f"the module gives {tuple(output.shape)} for targets of shape {tuple(target.shape)}; "
+            "for this loss or metric they must agree"
         )
     return output, target.to(output.dtype)
 
@@ -45,9 +46,17 @@ _NAMED: dict[str, RowLoss] = {
 }
 
 
-def row_loss(loss: str | Callable[..., Any]) -> RowLoss:
-    """(output, target) -> the loss of each row, (rows,), or a single number where the user's own function gives the mean."""
-    function = _NAMED[loss] if isinstance(loss, str) else loss
+def _gathered_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    return -F.log_softmax(output, 1).gather(1, target.unsqueeze(1)).squeeze(1)
+
+
+def row_loss(loss: str | Callable[..., Any], *, batched: bool = False) -> RowLoss:
+    """(output, target) -> the loss of each row, (rows,), or a single number where the user's own function gives the mean.
+
+    batched: for use under ``vmap``, where PyTorch has no rule of its own for the cross entropy: it would load its decompositions
+    (0.4 s) and take 0.2 ms longer each step than the same arithmetic written out, which in turn is slower outside of ``vmap``.
+    """
+    function = (_gathered_cross_entropy if batched and loss == "cross_entropy" else _NAMED[loss]) if isinstance(loss, str) else loss
 
     def losses(output: Tensor, target: Tensor) -> Tensor:
         values = function(output, target)

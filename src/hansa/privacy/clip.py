@@ -28,7 +28,9 @@ class Clip:
 
     def client(self, update: Update, context: Context) -> Update:
         if any(isinstance(value, list) for value in update.values.values()):
-            raise InputError("transform clip: the algorithm sends values that differ in size, which have no common norm (remove the clip)")
+            raise InputError(
+                "transform clip: the algorithm sends values that differ in size, which have no common norm (remove the clip)"
+            )
         squares = 0.0
         for value in update.values.values():
             xp = array_namespace(value)

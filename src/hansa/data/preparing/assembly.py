@@ -59,13 +59,15 @@ def assemble(transformer: Any, known: Mapping[str, Known], sample: Sample, path:
     with warnings.catch_warnings():
         # What scikit-learn has to say about the made-up rows it says again about the real ones.
         warnings.simplefilter("ignore")
-        if isinstance(transformer, Pipeline):
-            return _pipeline(transformer, known, sample, path, route)
-        if isinstance(transformer, ColumnTransformer):
-            return _columns(transformer, known, sample, path, route)
         try:
+            if isinstance(transformer, Pipeline):
+                return _pipeline(transformer, known, sample, path, route)
+            if isinstance(transformer, ColumnTransformer):
+                return _columns(transformer, known, sample, path, route)
             return _leaf(clone(transformer), known.get(path, {}), sample, path, route)
         except ValueError as error:
+            if isinstance(error, InputError) and isinstance(transformer, (Pipeline, ColumnTransformer)):
+                raise  # a part of it has said which it is
             where = f"preparation, step {path}" if path else "preparation"
             raise InputError(f"{where} ({type(transformer).__name__}): {error}") from error
 

@@ -87,7 +87,8 @@ class Layout:
             lost = [name for name in self.names if name not in x.columns]
             if lost:
                 raise InputError(f"the table has no column {lost[0]!r}{did_you_mean(lost[0], map(str, x.columns))}")
-            return pd.DataFrame({name: _cast_column(x[name], dtype) for name, dtype in zip(self.names, self.dtypes, strict=True)})
+            columns = zip(self.names, self.dtypes, strict=True)
+            return pd.DataFrame({name: _cast_column(name, x[name], dtype) for name, dtype in columns}, copy=False)
         if getattr(x, "ndim", 0) != 2 or x.shape[1] != len(self.dtypes):
             raise InputError(f"features of shape {getattr(x, 'shape', ())} given, an array (rows, {len(self.dtypes)}) is needed")
         array = np.asarray(x, dtype=_numpy_name(self.dtypes[0]))
@@ -109,15 +110,17 @@ def _dtype_name(name: str, column: Any) -> str:
     if isinstance(column, pd.DataFrame):
         raise InputError(f"column {name!r} stands twice in the table; rename one of them")
     if isinstance(column.dtype, pd.CategoricalDtype):
-        column = pd.Series(np.asarray(column))
-    missing = bool(column.isna().any())
+        values = np.asarray(column)
+        column = pd.Series(values, dtype=values.dtype)
     if len(column) == 0 or bool(column.isna().all()):
         return EMPTY
     if pd.api.types.is_bool_dtype(column.dtype):
-        return "object" if missing else "bool"
+        return "object" if column.isna().any() else "bool"
     if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_complex_dtype(column.dtype):
-        dtype = np.dtype(getattr(column.dtype, "numpy_dtype", column.dtype))
-        return "float64" if missing and dtype.kind in "iu" else _number_name(dtype)
+        # scikit-learn reads pandas' nullable numbers as floats.
+        dtype = column.dtype if isinstance(column.dtype, np.dtype) else np.dtype(column.dtype.numpy_dtype)
+        nullable = column.dtype is not dtype
+        return "float64" if nullable and dtype.kind in "iu" else _number_name(dtype)
     if pd.api.types.is_string_dtype(column.dtype) or column.dtype == object:
         return "str" if column.dtype.name == "str" else "object"
     raise InputError(f"column {name!r} has type {column.dtype}, which cannot be prepared; turn it into numbers or text first")
@@ -146,29 +149,34 @@ def _numpy_name(dtype: str) -> str:
     return "float64" if dtype == EMPTY else dtype
 
 
-def _cast_column(column: pd.Series, dtype: str) -> pd.Series:
+def _cast_column(name: str, column: pd.Series, dtype: str) -> Any:
     if dtype in TEXT:
-        text = column.astype(object)
-        text = text.where(text.notna(), np.nan)
-        return text.astype(text_dtype()) if dtype == "str" else text
+        return _text(column, dtype)
     wanted = np.dtype(_numpy_name(dtype))
-    try:
-        if column.dtype == wanted:
-            return _finite(column)
-        values = column.to_numpy(dtype=np.float64 if wanted.kind == "f" else None, na_value=np.nan)
-        with np.errstate(invalid="ignore"):
-            numbers = type(column)(values.astype(wanted), index=column.index, name=column.name)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"column {column.name!r} was described as {dtype} and cannot be read so: {error}") from error
-    if wanted.kind != "f" and not bool((numbers.to_numpy() == values).all()):
-        raise InputError(f"column {column.name!r} was described as {dtype} and holds other values; describe it as float64")
-    return _finite(numbers)
+    values = numbers = column.to_numpy() if column.dtype == wanted else None
+    if numbers is None:
+        try:
+            values = column.to_numpy(dtype=np.float64 if wanted.kind == "f" else None, na_value=np.nan)
+            with np.errstate(invalid="ignore"):
+                numbers = values.astype(wanted)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"column {name!r} was described as {dtype} and cannot be read so: {error}") from error
+    if wanted.kind != "f" and not bool((numbers == values).all()):
+        raise InputError(f"column {name!r} was described as {dtype} and holds other values; describe it as float64")
+    if wanted.kind == "f" and np.isinf(numbers).any():
+        raise InputError(f"column {name!r} has infinite values; remove or replace them")
+    return numbers
 
 
-def _finite(column: pd.Series) -> pd.Series:
-    if column.dtype.kind == "f" and bool(np.isinf(column.to_numpy()).any()):
-        raise InputError(f"column {column.name!r} has infinite values; remove or replace them")
-    return column
+def _text(column: pd.Series, dtype: str) -> Any:
+    if dtype == "str" and column.dtype.name == "str":
+        return column.array
+    values = column.to_numpy(dtype=object)
+    gaps = column.isna().to_numpy()
+    if gaps.any():
+        values = values.copy()
+        values[gaps] = np.nan
+    return type(column)(values, dtype=text_dtype()).array if dtype == "str" else values
 
 
 def text_dtype() -> Any:

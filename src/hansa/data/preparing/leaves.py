@@ -56,7 +56,8 @@ def _finish_standard(leaf: Any, known: Known, sample: Sample) -> None:
     leaf.fit(_zeros(sample))
     count = _present(known)
     mean = _ratio(np.array(known["sum"]), count)
-    leaf.n_samples_seen_ = np.int64(count[0]) if (count == count[0]).all() else count.astype(np.int64)
+    seen = count.astype(np.asarray(leaf.n_samples_seen_).dtype)
+    leaf.n_samples_seen_ = seen[0] if (seen == seen[0]).all() else seen
     if leaf.with_std:
         shift, squares = np.array(known["shift"]), np.array(known["squares"])
         var = np.maximum(_ratio(squares - _ratio(shift, count) * shift, count), 0.0)
@@ -154,7 +155,7 @@ def _ask_imputer(leaf: Any, known: Known, sample: Sample) -> Question | None:
     if leaf.strategy == "constant":
         return Presence(marker) if "present" not in known else None
     if leaf.strategy == "most_frequent":
-        return Counts(_candidates(sample)) if "counts" not in known else None
+        return Counts(_candidates(_with_marker(leaf, sample))) if "counts" not in known else None
     numbers(sample.x)
     if leaf.strategy == "mean":
         return Moments(marker) if "sum" not in known else None
@@ -166,6 +167,17 @@ def _ask_imputer(leaf: Any, known: Known, sample: Sample) -> Question | None:
 
 def _candidates(sample: Sample) -> tuple[np.ndarray, ...]:
     return tuple(uniques(sample, column) for column in range(sample.x.shape[1]))
+
+
+def _with_marker(leaf: Any, sample: Sample) -> Sample:
+    """The sample with its last row missing in the imputer's own way, where that is not NaN."""
+    marker = leaf.missing_values
+    if marker != marker:
+        return sample
+    columns = columns_of(sample.x)
+    return Sample(
+        like(sample.x, [np.append(column[:-1], np.array([marker], dtype=column.dtype)) for column in columns]), sample.complete
+    )
 
 
 def _is_marker(values: np.ndarray, marker: Any) -> np.ndarray:
@@ -204,7 +216,7 @@ def _any_value(column: np.ndarray, marker: Any) -> Any:
 def _most_frequent(leaf: Any, known: Known, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     winners, present = [], []
     for column, counts in enumerate(known["counts"]):
-        candidates = uniques(sample, column)
+        candidates = uniques(_with_marker(leaf, sample), column)
         keep = ~_is_marker(candidates, leaf.missing_values)
         candidates, count = candidates[keep], np.array(counts)[keep]
         present.append(int(count.sum()))
@@ -255,7 +267,10 @@ def _finish_encoder(leaf: Any, known: Known, sample: Sample) -> None:
 
 
 def settled(leaf: Any, sample: Sample) -> Sample:
-    """The sample without the values that turned out not to occur, which an encoder might refuse."""
+    """The sample as the fitted leaf may see it: without values that turned out not to occur, which an encoder might refuse, and with
+    the imputer's own sign of a missing value."""
+    if hasattr(leaf, "statistics_"):
+        return _with_marker(leaf, sample)
     if not hasattr(leaf, "categories_"):
         return sample
     columns = []

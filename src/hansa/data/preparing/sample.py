@@ -88,14 +88,17 @@ def label(x: Any, column: int) -> str:
     return repr(str(x.columns[column])) if hasattr(x, "columns") else str(column)
 
 
-def numbers(x: Any) -> np.ndarray:
-    """The values as float64 (rows, columns), missing ones NaN. Raises InputError for text."""
+def numbers(x: Any, names: Sequence[str] = ()) -> np.ndarray:
+    """The values as float64 (rows, columns), missing ones NaN. Raises InputError for text; ``names`` are the columns' in its message."""
     try:
         return (
             np.column_stack([np.asarray(column, dtype=np.float64) for column in columns_of(x)]) if x.shape[1] else np.zeros(x.shape)
         )
     except (ValueError, TypeError):
-        raise InputError(f"column {label(x, _first_text(x))} holds text where numbers are needed; encode it first") from None
+        text = _first_text(x)
+        raise InputError(
+            f"column {names[text] if names else label(x, text)} holds text where numbers are needed; encode it first"
+        ) from None
 
 
 def _first_text(x: Any) -> int:

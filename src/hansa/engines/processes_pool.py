@@ -1,0 +1,80 @@
+"""Processes as their parent sees them: started, listened to, replaced, ended."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing import connection
+from typing import Any
+
+from hansa.core.errors import InputError
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+GUARD = "a script that uses processes is imported again by each of them, so write its own calls under\nif __name__ == '__main__':"
+
+_context = multiprocessing.get_context("spawn")
+
+
+class Process:
+    """A started process and the pipe to it. ``target`` is called there with its end of the pipe and ``arguments``."""
+
+    def __init__(self, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            raise InputError(f"engine processes: {GUARD}")
+        self.pipe, theirs = _context.Pipe()
+        # Daemons are ended with the parent whatever happens, and may not start processes of their own.
+        self.process = _context.Process(target=target, args=(theirs, *arguments), daemon=True)
+        with _environment(dict.fromkeys(THREADS, "1")):
+            self.process.start()
+        theirs.close()
+
+    def send(self, message: Any) -> bool:
+        """False if the process is gone."""
+        try:
+            self.pipe.send(message)
+        except OSError:
+            return False
+        return True
+
+    def receive(self) -> Any:
+        """The next message, None if the process is gone."""
+        try:
+            return self.pipe.recv() if self.pipe.poll() else None
+        except (EOFError, OSError):
+            return None
+
+    def end(self, patience: float = 0.0) -> int:
+        """Hang up, and kill the process if it is still there after ``patience`` seconds. Returns its exit code, minus the signal
+        if one killed it."""
+        self.pipe.close()
+        self.process.join(patience)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+        code = self.process.exitcode
+        self.process.close()
+        return 0 if code is None else code
+
+
+def wait_any(processes: Sequence[Process], timeout: float | None = None) -> list[tuple[Process, Any]]:
+    """Wait until at least one process has sent something or is gone: (process, message), None for gone."""
+    sources: Mapping[Any, Process] = {source: p for p in processes for source in (p.pipe, p.process.sentinel)}
+    ready = dict.fromkeys(sources[source] for source in connection.wait(list(sources), timeout))
+    return [(process, process.receive()) for process in ready]
+
+
+@contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
