@@ -186,8 +186,8 @@ def test_a_quorum_keeps_a_run_going_without_the_clients_that_fail(tmp_path: Path
     )  # fmt: skip
     run = hansa.run(job, directory=tmp_path, quiet=True)
     assert [record["clients"] for record in run.history] == [2, 2]
-    assert run.history[0]["failures"][0]["clients"] == ["client-1"]
-    with pytest.raises(hansa.RunFailed, match=r"client client-1.*no luck") as error:
+    assert run.history[0]["failures"][0]["clients"] == ["client-001"]
+    with pytest.raises(hansa.RunFailed, match=r"client client-001.*no luck") as error:
         hansa.run(replace(job, rounds=replace(job.rounds, quorum=1.0)), directory=tmp_path, quiet=True)
     assert "Traceback" in str(error.value)
     with pytest.raises(hansa.RunFailed, match="the quorum is 90%"):

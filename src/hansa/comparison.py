@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import sqrt
 from statistics import fmean, stdev
@@ -100,14 +101,14 @@ def _ways(job: Job, clients: Sequence[Client], algorithms: Sequence[Any]) -> Ite
     """The scores of each way to learn, in the order of the table."""
     best = _optimum(job, clients)
     yield _scores([client.id for client in clients], [_alone(best, client) for client in clients])
-    setting, state = _prepared(best, recipes.pooled(clients), lenient=True)
-    schema, params = _trained(setting, state)
-    setting.engine.start(job.learner, clients, MemoryStore())
-    yield _by_client(replace(setting, clients=clients), schema, params)
-    setting, state = _prepared(job, clients, lenient=False)
-    for algorithm in algorithms:
-        with_it = replace(setting, job=replace(job, algorithm=algorithm))
-        yield _by_client(with_it, *_trained(with_it, training.begin(with_it, state["preparation"])))
+    with _prepared(best, recipes.pooled(clients), lenient=True) as (setting, state):
+        schema, params = _trained(setting, state)
+        setting.engine.start(job.learner, clients, MemoryStore())
+        yield _by_client(replace(setting, clients=clients), schema, params)
+    with _prepared(job, clients, lenient=False) as (setting, state):
+        for algorithm in algorithms:
+            with_it = replace(setting, job=replace(job, algorithm=algorithm))
+            yield _by_client(with_it, *_trained(with_it, training.begin(with_it, state["preparation"])))
 
 
 def _alone(job: Job, client: Client) -> Metrics:
@@ -116,18 +117,23 @@ def _alone(job: Job, client: Client) -> Metrics:
     classes = set(np.unique(train.y))
     if job.data.read().task == "classification" and (len(classes) < 2 or not set(np.unique(test.y)) <= classes):
         return {}
-    setting, state = _prepared(job, [client], lenient=True)
-    return training.per_client(setting, *_trained(setting, state), "test")[1]
+    with _prepared(job, [client], lenient=True) as (setting, state):
+        return training.per_client(setting, *_trained(setting, state), "test")[1]
 
 
-def _prepared(job: Job, clients: Sequence[Client], lenient: bool) -> tuple[training.Setting, State]:
+@contextmanager
+def _prepared(job: Job, clients: Sequence[Client], lenient: bool) -> Iterator[tuple[training.Setting, State]]:
+    """A setting with the state in which training begins; its engine is stopped in the end."""
     setting = training.open_setting(job, clients, lenient=lenient)
-    return setting, training.prepare(setting)
+    try:
+        yield setting, training.prepare(setting)
+    finally:
+        setting.engine.stop()
 
 
 def _trained(setting: training.Setting, state: State) -> tuple[Schema, Params]:
-    for state, _ in training.train(setting, state):  # noqa: B007  # the last state is what is wanted
-        pass
+    for after, _ in training.train(setting, state):
+        state = after
     schema, _ = setting.bound(state["preparation"])
     return schema, training.chosen_params(setting.job, state)
 
@@ -159,7 +165,7 @@ def _scores(ids: Sequence[str], own: Sequence[Metrics]) -> Scores:
 
 def _mean_and_error(values: list[float]) -> tuple[float, float]:
     """Mean and standard error over repeats, of those in which the metric exists (a test split may lack a class)."""
-    known = [value for value in values if value == value]  # noqa: PLR0124  # NaN is not equal to itself
+    known = [value for value in values if value == value]  # NaN is not equal to itself
     if not known:
         return float("nan"), float("nan")
     return fmean(known), stdev(known) / sqrt(len(known)) if len(known) > 1 else float("nan")
@@ -170,12 +176,17 @@ def sentence_on(rows: Sequence[Row], clients: Sequence[str], by: str) -> str:
     alone, pooled, together = rows[0], rows[1], rows[-1]
     sign = 1.0 if by in metric.HIGHER_IS_BETTER else -1.0
     gains = {c: sign * (together.values[by][c][0] - alone.values[by][c][0]) for c in clients}
-    gains = {c: gain for c, gain in gains.items() if gain == gain}  # noqa: PLR0124
-    best = max(gains, key=gains.__getitem__) if gains else None
+    gains = {c: gain for c, gain in gains.items() if gain == gain}
     label = {"auc": "AUC", "mse": "mean squared error"}.get(by, by)
     figures = (
         f"Learning together ({together.name}) gives a mean held-out {label} of {together.values[by][OVERALL][0]:.3f}, against "
         f"{alone.values[by][OVERALL][0]:.3f} alone and {pooled.values[by][OVERALL][0]:.3f} on pooled rows"
     )
-    most = f"; {best} gains most ({'+' if sign > 0 else '-'}{gains[best]:.3f})" if best is not None and gains[best] > 0 else ""
-    return f"{figures}{most}, and no client sent a single row: only sums over rows left it."
+    best, worst = (choose(gains, key=gains.__getitem__, default=None) for choose in (max, min))
+    most = f"; {best} gains most ({sign * gains[best]:+.3f})" if best is not None and gains[best] > 0 else ""
+    least = (
+        f"{' and' if most else ';'} {worst} loses most ({sign * gains[worst]:+.3f})"
+        if worst is not None and gains[worst] < 0
+        else ""
+    )
+    return f"{figures}{most}{least}; no row left its client, only counts, ranges and sums of rows did."

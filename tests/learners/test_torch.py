@@ -81,6 +81,24 @@ class Branches(nn.Module):
         return self.layer(x) if self.gate(x).sum() > 0 else -self.layer(x)
 
 
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = nn.LSTM(8, 8, batch_first=True), nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.head(self.cell(x.reshape(-1, 8, 8))[0][:, -1])
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True), nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.head(self.layer(x.reshape(-1, 8, 8)).mean(1))
+
+
 class Coupled(nn.Module):
     def __init__(self):
         super().__init__()
@@ -404,6 +422,7 @@ def test_shared_frozen_and_unstored_tensors():
         (batch_norm, r"layer '1' \(BatchNorm1d\) changes its buffers while training"),
         (dropout, r"layer '1' \(Dropout\) draws random numbers"),
         (Branches, r"the module \(Branches\) cannot be batched: .*"),
+        (Recurrent, r"layer 'cell' \(LSTM\) uses aten::lstm, which PyTorch cannot batch"),
         (Coupled, r"the rows of a mini-batch influence each other"),
     ],
 )
@@ -420,6 +439,18 @@ def test_what_cannot_be_stacked_is_said_once_or_refused(module, reason):
         assert_same(learner(module, batch="one_by_one").train(params, data, plan).params, trained.params)
     with pytest.raises(InputError, match=f'"stacked": {reason}.*; write "auto" or "one_by_one"'):
         learner(module, batch="stacked").train(params, data, plan)
+
+
+def test_where_pytorch_would_loop_and_warn_at_every_step_clients_go_one_by_one():
+    """Whether attention has a batching rule depends on PyTorch's version and the processor; its own warnings never get through."""
+    data, plan = block([10, 12, 8, 8, 11, 10]), Plan(Local(1, 4), 0.1)
+    one = learner(Attention)
+    params = one.init(0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trained = one.train(params, data, plan)
+    assert [str(warning.message).partition(":")[0] for warning in caught] in ([], ["Attention"])
+    assert_close(trained.params, learner(Attention, batch="one_by_one").train(params, data, plan).params)
 
 
 def test_a_loss_that_is_a_mean_cannot_be_stacked():

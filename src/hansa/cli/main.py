@@ -6,6 +6,8 @@ Verbs import what they need when they run, so that `hansa --help` answers at onc
 from __future__ import annotations
 
 import sys
+import warnings
+from errno import EPIPE
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +31,24 @@ runs_option = click.option(
 
 
 class Group(click.Group):
-    """Turns Hansa's errors into one line and an exit code."""
+    """Turns errors into one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                # Arithmetic that overflows ends a run as Diverged, which says more than NumPy's warnings about it.
+                warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"hansa\.")
+                return super().invoke(ctx)
         except InputError as error:
             click.echo(f"hansa: {error}", err=True)
             ctx.exit(BAD_INPUT)
         except HansaError as error:
             click.echo(f"hansa: {error}", err=True)
+            ctx.exit(FAILED)
+        except OSError as error:
+            if error.errno == EPIPE:
+                raise  # the reader of a pipe has left, as `head` does: click ends quietly
+            click.echo(f"hansa: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", err=True)
             ctx.exit(FAILED)
         except KeyboardInterrupt:
             click.echo("hansa: interrupted; go on with: hansa resume RUN (hansa runs lists them)", err=True)
@@ -73,7 +83,7 @@ def run(job: Path, overrides: tuple[str, ...], runs: Path, as_json: bool, quiet:
     show.run(start(load(job, overrides), directory=runs, quiet=quiet or as_json), as_json)
 
 
-@main.command(epilog=example("hansa resume runs/20260102-030405-hospitals"))
+@main.command(epilog=example("hansa resume runs/2026-01-02-030405-hospitals"))
 @run_argument
 @json_option
 @quiet_option
@@ -120,7 +130,7 @@ def demo(repeats: int, runs: Path, as_json: bool, quiet: bool) -> None:
     )
 
 
-@main.command(epilog=example("hansa report runs/20260102-030405-hospitals"))
+@main.command(epilog=example("hansa report runs/2026-01-02-030405-hospitals"))
 @run_argument
 @json_option
 def report(folder: Path, as_json: bool) -> None:
@@ -173,7 +183,7 @@ def schema(as_json: bool) -> None:
     from hansa.job import Job
     from hansa.options import json_schema
 
-    show.line(json_schema(Job), True)
+    show.as_object(json_schema(Job), indent=None if as_json else 2)
 
 
 if __name__ == "__main__":

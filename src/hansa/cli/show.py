@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from hansa.comparison import Comparison
     from hansa.job import Job
     from hansa.runs import Run
+
+MOST_CLIENTS = 8
+"""Up to so many clients have a column of their own in a comparison."""
+
+MOST_FEATURES = 12
+"""Up to so many clients are shown side by side, feature by feature."""
 
 
 def plain(value: Any) -> Any:
@@ -24,15 +33,25 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def as_object(value: dict[str, Any], indent: int | None = None) -> None:
+    """One JSON object."""
+    click.echo(json.dumps(plain(value), indent=indent))
+
+
 def line(value: dict[str, Any], as_json: bool) -> None:
     """One object: as JSON, or its values a line each."""
-    click.echo(
-        json.dumps(plain(value), indent=None if not as_json else 2) if as_json else "\n".join(str(item) for item in value.values())
-    )
+    if as_json:
+        as_object(value)
+    else:
+        click.echo("\n".join(str(item) for item in value.values()))
 
 
 def text(name: str, content: str, as_json: bool) -> None:
-    click.echo(json.dumps({name: content}) if as_json else content, nl=as_json)
+    """A text as it is, or as the one entry of an object."""
+    if as_json:
+        as_object({name: content})
+    else:
+        click.echo(content, nl=False)
 
 
 def summary(done: Run) -> dict[str, Any]:
@@ -44,13 +63,14 @@ def summary(done: Run) -> dict[str, Any]:
 
 
 def run(done: Run, as_json: bool) -> None:
+    """The end of a run: its metrics, and where everything about it is kept."""
     if as_json:
-        click.echo(json.dumps(plain(summary(done))))
+        as_object(summary(done))
         return
     click.echo(f"{done.ended} in {done.seconds:.1f} s")
     for name, value in done.metrics.items():
-        click.echo(f"  {name:<22} {value:.4f}")
-    click.echo(f"run folder  {done.directory}\nreport      {done.directory / 'report.html'}")
+        click.echo(f"  {name:<22} {_number(value)}")
+    click.echo(f"run     {done.directory}\nreport  {done.directory / 'report.html'}")
 
 
 def compared(job: Job, repeats: int, runs: Path, as_json: bool, quiet: bool, title: str = "") -> None:
@@ -60,16 +80,16 @@ def compared(job: Job, repeats: int, runs: Path, as_json: bool, quiet: bool, tit
     from hansa.tracking.folder import RunFolder
     from hansa.tracking.report import write_report
 
-    done = start(job, directory=runs, quiet=True)
+    done = start(job, directory=runs, quiet=quiet)
     comparison = _with_progress(lambda tell: compare(job, repeats=repeats, progress=tell), quiet)
     folder = RunFolder.open(done.directory)
     folder.write_json("comparison.json", comparison.plain())
     write_report(folder)
     if as_json:
-        click.echo(json.dumps(plain({**summary(done), "comparison": comparison.plain()})))
+        as_object({**summary(done), "comparison": comparison.plain()})
         return
     _comparison_table(comparison, title or f"{job.name or 'job'}: ways to learn")
-    click.echo(f"\n{comparison.sentence}\n\nreport  {done.directory / 'report.html'}")
+    click.echo(f"\n{_folded(comparison.sentence)}\n\nrun     {done.directory}\nreport  {done.directory / 'report.html'}")
 
 
 def _with_progress(work: Any, quiet: bool) -> Any:
@@ -79,79 +99,112 @@ def _with_progress(work: Any, quiet: bool) -> Any:
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
         return work(lambda done, of, what: None)
-    with Progress(TextColumn("{task.description:<28}"), BarColumn(), TimeRemainingColumn(), console=console, transient=True) as bar:
+    with Progress(
+        TextColumn("comparing ways to learn", style="bold"),
+        BarColumn(bar_width=20),
+        TextColumn("left"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.description}", style="dim", markup=False),
+        console=console,
+        transient=True,
+    ) as bar:
         task = bar.add_task("", total=None)
         return work(lambda done, of, what: bar.update(task, completed=done, total=of, description=what))
 
 
 def _comparison_table(comparison: Comparison, title: str) -> None:
-    from rich.table import Table
-
-    table = Table(
-        title=title,
-        title_justify="left",
-        caption=_caption(comparison),
-        caption_justify="left",
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-    )
-    shown = (*comparison.clients, "overall") if len(comparison.clients) <= 8 else ("overall",)
-    for column in ("way to learn", "", *shown):
-        table.add_column(column, justify="left" if column in ("way to learn", "") else "right")
-    for row in comparison.rows:
-        cells = ["\n".join(_cell(*row.values[metric][client]) for metric in comparison.metrics) for client in shown]
-        table.add_row(row.name, "\n".join(_metric_name(metric) for metric in comparison.metrics), *cells)
+    """One table; a group of rows per metric, so that the figures to be compared stand below each other."""
+    table = _table()
+    shown = (*comparison.clients, "overall") if len(comparison.clients) <= MOST_CLIENTS else ("overall",)
+    for column in ("", *shown):
+        table.add_column(column, justify="left" if column == "" else "right", no_wrap=column == "")
+    for place, metric in enumerate(comparison.metrics):
+        table.add_row(_metric_name(metric), style="bold")
+        for row in comparison.rows:
+            cells = (_cell(*row.values[metric][client]) for client in shown)
+            table.add_row(f"  {row.name}", *cells, end_section=place + 1 < len(comparison.metrics))
+    click.echo(title)
     _print(table)
+    splits = "one random split" if comparison.repeats == 1 else f"{comparison.repeats} random splits"
+    spread = "" if comparison.repeats == 1 else "; mean ± standard error"
+    click.echo(f"On the held-out rows of each client, over {splits}{spread}.{_hidden(comparison)}")
 
 
-def _caption(comparison: Comparison) -> str:
-    return f"held-out rows of each client; mean ± standard error over {comparison.repeats} random splits"
+def _hidden(comparison: Comparison) -> str:
+    if len(comparison.clients) <= MOST_CLIENTS:
+        return ""
+    return f" The report shows each of the {len(comparison.clients):,} clients."
 
 
 def _metric_name(metric: str) -> str:
-    return {"auc": "AUC", "mse": "MSE"}.get(metric, metric)
+    return {"auc": "AUC", "mse": "mean squared error"}.get(metric, metric)
+
+
+def _number(value: float) -> str:
+    """Four digits or so; a dash for what could not be measured."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:,.{3 if abs(value) < 10 else 1 if abs(value) < 1000 else 0}f}"
 
 
 def _cell(mean: float, error: float) -> str:
-    if math.isnan(mean):
-        return "-"
-    return f"{mean:.3f}" + ("" if math.isnan(error) else f" ±{error:.3f}")
+    if math.isnan(mean) or math.isnan(error):
+        return _number(mean)
+    return f"{_number(mean)} ±{error:,.{3 if abs(mean) < 10 else 1 if abs(mean) < 1000 else 0}f}"
+
+
+def _folded(sentence: str) -> str:
+    from textwrap import fill
+
+    return fill(sentence, 96)
+
+
+def _table() -> Table:
+    from rich.table import Table
+
+    return Table(box=None, pad_edge=False, header_style="bold")
 
 
 def _print(renderable: Any) -> None:
+    """Show a table. A pipe or a file has no width of its own: it gets what the table needs, and no blanks at line ends."""
     from rich.console import Console
 
     console = Console()
-    # A pipe or a file has no width of its own: take what the table needs.
-    Console(width=None if console.is_terminal else 240).print(renderable)
+    if console.is_terminal:
+        console.print(renderable)
+        return
+    wide = Console(width=4000, force_terminal=False, color_system=None)
+    with wide.capture() as captured:
+        wide.print(renderable)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def runs(root: Path, as_json: bool) -> None:
+    """The runs in a folder, newest first."""
+    from dataclasses import asdict
+
     from hansa.tracking.folder import list_runs
 
     found = list_runs(root)
     if as_json:
-        click.echo(json.dumps(plain([one.plain() for one in found])))
+        as_object({"runs": [asdict(one) | {"path": str(one.path), "metrics": dict(one.metrics)} for one in found]})
         return
     if not found:
         click.echo(f"no runs in {root} (hansa run JOB.toml makes one)")
         return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("run", "status", "rounds", "seconds", "metrics"):
-        table.add_column(column, justify="right" if column in ("rounds", "seconds") else "left")
+    table = _table()
+    for column in ("run", "status", "rounds", "seconds", "last metrics"):
+        table.add_column(column, justify="right" if column in ("rounds", "seconds") else "left", no_wrap=column == "run")
     for one in found:
-        table.add_row(
-            str(one.path), one.status, str(one.rounds), f"{one.seconds:.1f}" if one.seconds is not None else "", _brief(one.metrics)
-        )
+        table.add_row(str(one.path), one.status, str(one.rounds), f"{one.seconds:.1f}", _brief(one.metrics))
     _print(table)
 
 
-def _brief(metrics: dict[str, Any]) -> str:
-    shown = {name: value for name, value in metrics.items() if "/" in name and isinstance(value, float)}
-    return "  ".join(f"{name} {value:.4f}" for name, value in list(shown.items())[-4:])
+def _brief(metrics: Any) -> str:
+    """The metrics that say most about a run: those of data held out, or else of training."""
+    numbers = {name: value for name, value in metrics.items() if "/" in name and isinstance(value, float)}
+    held = {name: value for name, value in numbers.items() if not name.startswith("train/")} or numbers
+    return "  ".join(f"{name} {_number(value)}" for name, value in list(held.items())[-3:])
 
 
 def data(job: Job, picture: Path | None, as_json: bool) -> None:
@@ -159,53 +212,53 @@ def data(job: Job, picture: Path | None, as_json: bool) -> None:
     from hansa import training
 
     setting = training.open_setting(job, training.clients_of(job))
+    setting.engine.stop()
     described = setting.description.plain()
     if picture is not None:
-        from hansa.tracking.figures import data_distribution
+        from hansa.cli.picture import write_picture
 
-        picture.write_text(data_distribution(described), "utf-8")
+        write_picture(described, picture)
     if as_json:
-        click.echo(json.dumps(plain({**described, "facts": setting.description.facts})))
+        as_object({**described, "facts": setting.description.facts})
         return
-    from rich.table import Table
-
-    classes = [str(label) for label in described["classes"] or ()]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("client", "train", "validation", "test", *(f"label {label}" for label in classes)):
-        table.add_column(column, justify="left" if column == "client" else "right")
-    for client, facts in described["clients"].items():
-        rows, labels = facts["rows"], facts.get("labels") or {}
-        table.add_row(
-            client,
-            *(str(rows.get(split, 0)) for split in ("train", "validation", "test")),
-            *(str(labels.get(label, 0)) for label in classes),
-        )
-    _print(table)
+    _clients_table(described)
     _features_table(setting.description.facts)
+    if picture is not None:
+        click.echo(f"\npicture  {picture}")
 
 
-def _features_table(facts: dict[str, Any]) -> None:
-    from rich.table import Table
+def _clients_table(described: dict[str, Any]) -> None:
+    classes = [str(label) for label in described["classes"] or ()]
+    clients = described["clients"]
+    splits = [split for split in ("train", "validation", "test") if any(one["rows"].get(split) for one in clients.values())]
+    target = any("target" in one for one in clients.values())
+    click.echo("Rows of each client, and its training rows by label" if classes else "Rows of each client")
+    table = _table()
+    for column in ("client", *splits, *(f"label {label}" for label in classes), *(("mean target",) if target else ())):
+        table.add_column(column, justify="left" if column == "client" else "right")
+    for client, one in clients.items():
+        counts = (str((one.get("labels") or {}).get(label, 0)) for label in classes)
+        mean = (_number(one["target"]["mean"]),) if target else ()
+        table.add_row(client, *(str(one["rows"].get(split, 0)) for split in splits), *counts, *mean)
+    _print(table)
 
-    columns = {name: None for one in facts.values() for name in one.get("columns", {})}
-    if not columns or len(facts) > 12:
+
+def _features_table(facts: Mapping[str, Mapping[str, Any]]) -> None:
+    columns = {name: None for one in facts.values() if one["layout"] == "table" for name in one["columns"]}
+    if not columns or len(facts) > MOST_FEATURES:
         return
-    table = Table(
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-        title="\nfeatures: mean of numbers, most frequent category; share missing",
-        title_justify="left",
-    )
+    click.echo("\nFeatures: mean of numbers, most frequent of texts (share missing)")
+    table = _table()
     for column in ("feature", *facts):
-        table.add_column(column)
+        table.add_column(column, justify="left" if column == "feature" else "right")
     for name in columns:
         table.add_row(name, *(_feature(one["columns"].get(name, {}), sum(one["rows"].values())) for one in facts.values()))
     _print(table)
 
 
 def _feature(column: dict[str, Any], rows: int) -> str:
-    missing = f" ({column['missing'] / rows:.0%} missing)" if column.get("missing") else ""
+    share = column.get("missing", 0) / rows
+    missing = f" ({share:.0%})" if share >= 0.01 else " (<1%)" if share else ""
     if column.get("values"):
         return f"{max(column['values'], key=column['values'].__getitem__)}{missing}"
     return (f"{column['mean']:.4g}" if column.get("mean") is not None else "-") + missing

@@ -38,7 +38,8 @@ from hansa.data.preparing.layout import Layout
 from hansa.data.preparing.plain import from_plain, to_plain
 
 if TYPE_CHECKING:
-    from hansa.data.preparing.assembly import Assembled
+    from hansa.data.preparing.assembly import Assembled, Pending
+    from hansa.data.preparing.questions import Question
 
 ColumnKind = Literal["number", "category"]
 ROOT = "preparation"
@@ -101,7 +102,8 @@ class FitPreparation:
     All clients must take part in all rounds. The state is plain JSON values; a run may stop and go on between any two rounds.
     Made by :meth:`of`.
 
-    blank:  the fitted preparation before anything is known: layout, candidates and transformer as plain values.
+    blank:  the fitted preparation before any round, plain values: ``layout``, ``candidates``, ``transformer``; ``known``, all about
+            the parts that are fitted; and ``asked``, what the parts have been told that still wait.
     """
 
     blank: Mapping[str, Any] = field(repr=False)
@@ -130,6 +132,7 @@ class FitPreparation:
             "candidates": [[key, to_plain(list(values))] for key, values in given.items()],
             "transformer": to_recipe(transformer, sample),
             "known": {},
+            "asked": {},
         }
         algorithm = cls(json.loads(json.dumps(blank, allow_nan=False)))
         algorithm._rehearse(sample.x[:-1])
@@ -142,8 +145,7 @@ class FitPreparation:
         return Message({}, {"fitted": state["fitted"]})
 
     def work(self, learner: Learner, message: Message, block: LoadedBlock) -> Update:
-        fitted = message.extra["fitted"]
-        answers = [measure(table.x, fitted) for table in block.tables]
+        answers = measure_all([table.x for table in block.tables], message.extra["fitted"])
         # These are plain sums: a client's rows are counted in them, so that no client may weigh more than one.
         return Update({name: np.stack([answer[name] for answer in answers]) for name in answers[0]}, np.ones(len(block)))
 
@@ -154,12 +156,13 @@ class FitPreparation:
                 "different clients do not belong together (set rounds.quorum = 1.0, or start the preparation again)"
             )
         fitted = state["fitted"]
-        known = dict(fitted["known"])
-        for part in _assembled(fitted).pending:
-            known[part.path] = part.question.learn(known.get(part.path, {}), under(total.values, part.path or ROOT))
-            if known[part.path].get("rows") == 0:
+        known, asked = dict(fitted["known"]), dict(fitted["asked"])
+        for part, question in _questions(fitted):
+            learnt = question.learn(asked.pop(part.path, {}), under(total.values, part.path or ROOT))
+            if learnt.get("rows") == 0:
                 raise InputError("preparation: the clients have no rows at all; give at least one client a training row")
-        return {**state, "clients": total.clients, **_progress({**fitted, "known": known})}
+            (known if part.ask(learnt) is None else asked)[part.path] = learnt
+        return {**state, "clients": total.clients, **_progress({**fitted, "known": known, "asked": asked})}
 
     def _rehearse(self, x: Any) -> None:
         state = self.init({}, {})
@@ -171,17 +174,28 @@ class FitPreparation:
 
 def measure(x: Any, fitted: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """One client's answers to the next questions of a preparation; their shapes do not depend on the number of rows."""
-    raw = Layout.from_plain(fitted["layout"]).cast(x)
-    return {
-        f"{part.path or ROOT}/{name}": np.asarray(value, dtype=np.float64)
-        for part in _assembled(fitted).pending
-        for name, value in part.measure(raw).items()
-    }
+    return measure_all([x], fitted)[0]
+
+
+def measure_all(tables: Sequence[Any], fitted: Mapping[str, Any]) -> list[dict[str, np.ndarray]]:
+    """:func:`measure` for several clients."""
+    layout, questions = Layout.from_plain(fitted["layout"]), _questions(fitted)
+    answers = []
+    for x in tables:
+        raw = layout.cast(x)
+        found = {f"{part.path or ROOT}/{n}": v for part, question in questions for n, v in question.measure(part.rows(raw)).items()}
+        answers.append({name: np.asarray(value, dtype=np.float64) for name, value in found.items()})
+    return answers
+
+
+def _questions(fitted: Mapping[str, Any]) -> list[tuple[Pending, Question]]:
+    asked = [(part, part.ask(fitted["asked"].get(part.path, {}))) for part in _assembled(fitted).pending]
+    return [(part, question) for part, question in asked if question is not None]
 
 
 def _progress(fitted: dict[str, Any]) -> dict[str, Any]:
-    pending = _assembled(fitted).pending
-    return {"fitted": fitted, "done": not pending, "phase": ", ".join(sorted({part.question.name for part in pending}))}
+    questions = _questions(fitted)
+    return {"fitted": fitted, "done": not questions, "phase": ", ".join(sorted({question.name for _, question in questions}))}
 
 
 @dataclass(frozen=True)
@@ -191,21 +205,31 @@ class Preparer:
     def prepare(self, table: Table, fitted: Any) -> Table:
         """``x`` as a dense, contiguous array (rows, features), float32 where the transformer gives that, else float64.
 
-        Raises InputError for a table whose columns are not those of the layout.
+        Raises InputError for a table whose columns are not those of the layout, and for values that the transformer refuses.
         """
+        from hansa.data.preparing.assembly import applied
+
         transformer = _complete(fitted)
         x = Layout.from_plain(fitted["layout"]).cast(table.x)
         if not isinstance(transformer, str):
-            x = transformer.transform(x) if len(x) else _assembled(fitted).sample.x[:0]
+            x = applied(transformer.transform, x) if len(x) else _assembled(fitted).sample.x[:0]
         return Table(_as_floats(x), table.y)
 
 
 def fitted_transformer(transformer: Any, fitted: Mapping[str, Any]) -> Any:
-    """A copy of ``transformer``, fitted: an ordinary scikit-learn object that needs nothing of Hansa."""
+    """A copy of ``transformer``, fitted: an ordinary scikit-learn object that needs nothing of Hansa.
+
+    Raises InputError when ``fitted`` is not complete, or is of another transformer.
+    """
     from hansa.data.preparing.assembly import assemble
 
     _complete(fitted)
-    return assemble(transformer, fitted["known"], _raw_sample(fitted)).fitted
+    assembled = assemble(transformer, fitted["known"], _raw_sample(fitted))
+    if assembled.pending:
+        raise InputError(
+            f"the preparation that was fitted has no step {assembled.pending[0].path!r}; give the transformer that was fitted"
+        )
+    return assembled.fitted
 
 
 def feature_names(fitted: Mapping[str, Any]) -> tuple[str, ...]:
@@ -249,7 +273,8 @@ def _raw_sample(fitted: Mapping[str, Any]) -> Any:
 
 
 def _assembled(fitted: Mapping[str, Any]) -> Assembled:
-    return _assembled_from(json.dumps(fitted, allow_nan=False))
+    # What is asked at the moment is left out of the key: many rounds only add to it.
+    return _assembled_from(json.dumps({name: value for name, value in fitted.items() if name != "asked"}, allow_nan=False))
 
 
 @lru_cache(maxsize=8)

@@ -114,6 +114,7 @@ class ProcessesEngine:
         while left:
             if serial != self._serial:
                 raise RunFailed("engine processes: this map was given up when the next one began; use its results first")
+            done: list[tuple[int, Result]] = []
             for seat, message in self._listen():
                 block = seat.block
                 assert block is not None
@@ -124,9 +125,10 @@ class ProcessesEngine:
                     if result is None:
                         self._give(seat, block, news)
                 if result is not None:
-                    left -= 1
+                    done.append((block.number, result))
                     self._give(seat, self._next(seat), news)
-                    yield block.number, result
+            left -= len(done)
+            yield from done  # only now: whoever leaves early must leave no message unheard
 
     def gang(self, function: Callable[[Collectives], R], members: int) -> list[R]:
         """Run ``function``, which must be importable by name, in processes of its own that are co-started and end with it."""

@@ -26,7 +26,7 @@ from hansa.core.params import Kinds, Params
 from hansa.core.randomness import generator
 from hansa.core.updates import Update, prefixed
 from hansa.learners import measures
-from hansa.learners.linear import encode
+from hansa.learners.labels import encode
 from hansa.learners.mlp_network import Activation, Network, Task
 from hansa.learners.mlp_training import train
 

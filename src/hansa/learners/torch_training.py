@@ -7,7 +7,9 @@ exact: a client's bits do not depend on the block it is in. Stacked spreads the 
 from __future__ import annotations
 
 import copy
+import re
 import traceback
+import warnings
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -209,13 +211,19 @@ def obstacle_to_stacking(model: Model, loss: RowLoss, x: np.ndarray, y: np.ndarr
     share = torch.full((2, len(some_x) + 1), 1.0 / len(some_x), dtype=model.dtype, device=model.device)
     share[:, -1] = 0.0
     try:
-        value = stacked_means(trial, loss)(spread, *wide, share).sum()
-        stacked = torch.autograd.grad(value, list(spread.values()), materialize_grads=True)
+        with warnings.catch_warnings():
+            # Where PyTorch has no batching rule it may loop over the clients, and warn at every step.
+            warnings.filterwarnings("error", message="There is a performance drop")
+            value = stacked_means(trial, loss)(spread, *wide, share).sum()
+            stacked = torch.autograd.grad(value, list(spread.values()), materialize_grads=True)
     except Exception as error:  # noqa: BLE001  # whatever a module raises under vmap is the reason
         where = _layer(module, _raising(module, error.__traceback__))
         if "randomness" in str(error):
             return f"{where} draws random numbers, which must not depend on the other clients of a block"
-        return f"{where} cannot be batched: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+        operation = re.search(r"[Bb]atching rule .*(aten::\w+)", str(error))
+        if operation:
+            return f"{where} uses {operation[1]}, which PyTorch cannot batch"
+        return f"{where} cannot be batched: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
     near = max(1e-5, 4 * torch.finfo(model.dtype).eps)
     for name, g, s in zip(spread, plain, stacked, strict=True):
         if not torch.allclose(s[0], g, rtol=max(1e-3, near), atol=near * (1 + float(g.abs().max()))):

@@ -27,20 +27,33 @@ Route = tuple[Callable[[Any], Any], ...]
 
 @dataclass(frozen=True)
 class Pending:
-    """A part that waits for answers. ``route`` leads from the raw rows to the rows that reach it, ``x`` is a sample of these."""
+    """A part that waits for answers.
+
+    ask:    what is known about it -> the next question, None when nothing is left to ask.
+    route:  leads from the raw rows to the rows that reach it.
+    x:      a sample of these.
+    """
 
     path: str
-    question: Question
+    ask: Callable[[Known], Question | None]
     route: Route
     x: Any
 
-    def measure(self, raw: Any) -> dict[str, np.ndarray]:
-        """A client's answer; a client without rows answers with zeros of the same shapes."""
+    def rows(self, raw: Any) -> Any:
+        """The rows that reach the part; where there are none, none of the right type."""
         if not len(raw):
-            return self.question.measure(self.x[:0])
+            return self.x[:0]
         for step in self.route:
-            raw = step(raw)
-        return self.question.measure(raw)
+            raw = applied(step, raw)
+        return raw
+
+
+def applied(step: Callable[[Any], Any], x: Any) -> Any:
+    """``step(x)``; what scikit-learn refuses in a client's rows is an InputError."""
+    try:
+        return step(x)
+    except ValueError as error:
+        raise InputError(f"preparation: these rows cannot be transformed: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,7 @@ class Assembled:
 
 
 def assemble(transformer: Any, known: Mapping[str, Known], sample: Sample, path: str = "", route: Route = ()) -> Assembled:
-    """Fit ``transformer`` from what is ``known`` about its parts, path -> known. The transformer given is not changed."""
+    """Fit the parts of ``transformer`` about which all is ``known``, path -> known. The transformer given is not changed."""
     if isinstance(transformer, str):
         return Assembled(transformer, sample)
     with warnings.catch_warnings():
@@ -64,7 +77,7 @@ def assemble(transformer: Any, known: Mapping[str, Known], sample: Sample, path:
                 return _pipeline(transformer, known, sample, path, route)
             if isinstance(transformer, ColumnTransformer):
                 return _columns(transformer, known, sample, path, route)
-            return _leaf(clone(transformer), known.get(path, {}), sample, path, route)
+            return _leaf(clone(transformer), known.get(path), sample, path, route)
         except ValueError as error:
             if isinstance(error, InputError) and isinstance(transformer, (Pipeline, ColumnTransformer)):
                 raise  # a part of it has said which it is
@@ -72,12 +85,13 @@ def assemble(transformer: Any, known: Mapping[str, Known], sample: Sample, path:
             raise InputError(f"{where} ({type(transformer).__name__}): {error}") from error
 
 
-def _leaf(leaf: Any, known: Known, sample: Sample, path: str, route: Route) -> Assembled:
+def _leaf(leaf: Any, known: Known | None, sample: Sample, path: str, route: Route) -> Assembled:
     rule = RULES[type(leaf).__name__]
-    question = rule.ask(leaf, known, sample)
-    if question is not None:
-        return Assembled(None, sample, (Pending(path, question, route, sample.x),))
-    rule.finish(leaf, known, sample)
+    if known is None:
+        pending = Pending(path, lambda known: rule.ask(leaf, known, sample), route, sample.x)
+        if pending.ask({}) is not None:
+            return Assembled(None, sample, (pending,))
+    rule.finish(leaf, known or {}, sample)
     output = leaf.transform(settled(leaf, sample).x)
     return Assembled(leaf, Sample(output, rule.complete(leaf, sample, output.shape[1])))
 
@@ -142,7 +156,7 @@ def _columns(composite: ColumnTransformer, known: Mapping[str, Known], sample: S
     density = known.get(path, {})
     if composite.sparse_threshold and any(sparse.issparse(done.sample.x) for _, done in branches.values()) and not density:
         question = Stored(tuple((chosen, done.fitted) for chosen, done in branches.values()))
-        return Assembled(None, sample, (Pending(path, question, route, sample.x),))
+        return Assembled(None, sample, (Pending(path, lambda known: None if known else question, route, sample.x),))
     return _joined(composite, branches, sample, density)
 
 

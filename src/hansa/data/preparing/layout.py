@@ -171,12 +171,14 @@ def _cast_column(name: str, column: pd.Series, dtype: str) -> Any:
 def _text(column: pd.Series, dtype: str) -> Any:
     if dtype == "str" and column.dtype.name == "str":
         return column.array
+    import pandas as pd
+
     values = column.to_numpy(dtype=object)
     gaps = column.isna().to_numpy()
     if gaps.any():
         values = values.copy()
         values[gaps] = np.nan
-    return type(column)(values, dtype=text_dtype()).array if dtype == "str" else values
+    return pd.Series(values, dtype=text_dtype() if dtype == "str" else object)
 
 
 def text_dtype() -> Any:

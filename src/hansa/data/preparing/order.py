@@ -65,6 +65,9 @@ class Order:
         histogram = np.empty((columns, wanted, 256))
         prefixes = np.array([[int.from_bytes(bytes(found), "big") for found in row] for row in self.digits], dtype=np.uint64)
         for rank in range(wanted):
+            if rank and (prefixes[:, rank] == prefixes[:, rank - 1]).all():
+                histogram[:, rank] = histogram[:, rank - 1]  # neighbours mostly share all but the last bytes
+                continue
             shares = ~gaps
             if self.found:
                 shares &= keys >> (shift + np.uint64(8)) == prefixes[:, rank]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import sklearn
 from sklearn import impute, preprocessing
 from sklearn.compose import ColumnTransformer
@@ -30,10 +31,10 @@ def join(path: str, name: str) -> str:
     return f"{path}__{name}" if path else name
 
 
-def check(transformer: Any, path: str = "") -> None:
+def check(transformer: Any, path: str = "", in_columns: bool = False) -> None:
     """Raise InputError where a transformer has a part that cannot be fitted from sums; the message names it."""
     where = f"preparation, step {path}" if path else "preparation"
-    if isinstance(transformer, str) and transformer in ("passthrough", "drop"):
+    if isinstance(transformer, str) and (transformer == "passthrough" or (transformer == "drop" and in_columns)):
         return
     if type(transformer) is Pipeline:
         for name, step in transformer.steps:
@@ -44,12 +45,15 @@ def check(transformer: Any, path: str = "") -> None:
                 raise InputError(
                     f"{where}: the branch {name!r} takes the single column {columns!r} as a vector; write [{columns!r}]"
                 )
-            check(part, join(path, name))
+            check(part, join(path, name), in_columns=True)
     elif type(transformer).__name__ not in RULES or type(transformer) is not leaf_class(type(transformer).__name__):
+        given = transformer if isinstance(transformer, str) else type(transformer).__name__
         raise InputError(
-            f"{where}: {type(transformer).__name__} cannot be fitted without pooling rows; use {', '.join(SUPPORTED)}, "
-            "'passthrough' or 'drop', or apply it to each client's data beforehand"
+            f"{where}: {given} cannot be fitted without pooling rows; use {', '.join(SUPPORTED)}, 'passthrough', or 'drop' in a "
+            "ColumnTransformer, or apply it to each client's data beforehand"
         )
+    elif getattr(transformer, "missing_values", np.nan) is None:
+        raise InputError(f"{where}: what is missing is NaN at all clients; write missing_values=numpy.nan instead of None")
     elif callable(getattr(transformer, "strategy", None)):
         raise InputError(f"{where}: a function as strategy cannot be fitted from sums; use 'mean', 'median' or 'most_frequent'")
 

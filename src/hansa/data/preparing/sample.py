@@ -78,7 +78,7 @@ def take(x: Any, positions: np.ndarray) -> Any:
 def columns_of(x: Any) -> list[np.ndarray]:
     """The columns, each a vector (rows,) of its own dtype; text as objects."""
     if hasattr(x, "iloc"):
-        return [x.iloc[:, j].to_numpy() for j in range(x.shape[1])]
+        return [column.to_numpy() for _, column in x.items()]
     dense = x.toarray() if sparse.issparse(x) else x
     return [dense[:, j] for j in range(dense.shape[1])]
 
@@ -91,9 +91,9 @@ def label(x: Any, column: int) -> str:
 def numbers(x: Any, names: Sequence[str] = ()) -> np.ndarray:
     """The values as float64 (rows, columns), missing ones NaN. Raises InputError for text; ``names`` are the columns' in its message."""
     try:
-        return (
-            np.column_stack([np.asarray(column, dtype=np.float64) for column in columns_of(x)]) if x.shape[1] else np.zeros(x.shape)
-        )
+        if hasattr(x, "iloc"):
+            return x.to_numpy(dtype=np.float64)
+        return np.asarray(x.toarray() if sparse.issparse(x) else x, dtype=np.float64)
     except (ValueError, TypeError):
         text = _first_text(x)
         raise InputError(
@@ -112,9 +112,8 @@ def _first_text(x: Any) -> int:
 
 def missing(x: Any, marker: Any) -> np.ndarray:
     """Where a value is missing, bool (rows, columns): NaN, or equal to ``marker`` where that is not NaN."""
-    test = pd.isna if marker is None or marker != marker else lambda column: np.asarray(column == marker, dtype=bool)
-    columns = [np.broadcast_to(test(column), column.shape) for column in columns_of(x)]
-    return np.column_stack(columns) if columns else np.zeros(x.shape, dtype=bool)
+    values = x.toarray() if sparse.issparse(x) else x
+    return np.asarray(pd.isna(values) if marker != marker else values == marker, dtype=bool)
 
 
 def uniques(sample: Sample, column: int) -> np.ndarray:
