@@ -21,7 +21,7 @@ from hansa.core.metrics import Metrics
 from hansa.core.params import Params
 from hansa.core.store import MemoryStore
 from hansa.data import recipes
-from hansa.job import Job
+from hansa.job import Job, Rounds
 
 OVERALL = "overall"
 Scores = dict[str, dict[str, float]]
@@ -107,7 +107,8 @@ def _ways(job: Job, clients: Sequence[Client], algorithms: Sequence[Any]) -> Ite
         yield _by_client(replace(setting, clients=clients), schema, params)
     with _prepared(job, clients, lenient=False) as (setting, state):
         for algorithm in algorithms:
-            with_it = replace(setting, job=replace(job, algorithm=algorithm))
+            rounds = job.rounds if algorithm is job.algorithm else _enough(job)
+            with_it = replace(setting, job=replace(job, algorithm=algorithm, rounds=rounds))
             yield _by_client(with_it, *_trained(with_it, training.begin(with_it, state["preparation"])))
 
 
@@ -143,7 +144,12 @@ def _optimum(job: Job, clients: Sequence[Client]) -> Job:
     x = clients[0].load()["train"].x
     if "hessian" not in job.learner.can or int(np.prod(x.shape[1:])) > LARGEST // 10:
         return job
-    return replace(job, algorithm=Newton(), rounds=replace(job.rounds, count=max(50, job.rounds.count), clients=1.0))
+    return replace(job, algorithm=Newton(), rounds=_enough(job))
+
+
+def _enough(job: Job) -> Rounds:
+    """Rounds in which a method that is not the job's own can finish, with all clients: the job's count is chosen for its own."""
+    return replace(job.rounds, count=max(50, job.rounds.count), clients=1.0)
 
 
 def _by_client(setting: training.Setting, schema: Any, params: Params) -> Scores:

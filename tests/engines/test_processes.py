@@ -82,8 +82,10 @@ def same(one: Params, other: Params) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def segments() -> set[str]:
-    return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+def segments(owner: int | None = None) -> set[str]:
+    """Shared memory of a process, this one by default."""
+    names = os.listdir("/dev/shm") if os.path.isdir("/dev/shm") else []
+    return {name for name in names if name.startswith(f"hansa-{owner or os.getpid()}-")}
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,7 @@ def engine() -> Iterator[Any]:
     running = Processes(workers=2).build()
     running.start(MLP(hidden=(24,)), recipes(), MemoryStore())
     yield running
+    assert len(segments() - before) >= 3
     running.stop()
     assert segments() <= before
 
@@ -266,11 +269,18 @@ def test_recipes_and_calls_that_cannot_be_sent_are_refused(engine: Any) -> None:
     assert same(rounds(engine), expected())
 
 
-def run_script(folder: Path, body: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def run_script(folder: Path, body: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of a script; it must leave no shared memory, also where it is killed."""
     script = folder / "script.py"
     script.write_text(textwrap.dedent(body))
-    environment = {**os.environ, "PYTHONWARNINGS": "default"}
-    return subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, env=environment, **options)
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, script], stdout=pipe, stderr=pipe, text=True) as process:
+        output, errors = process.communicate(timeout=60)
+    deadline = time.monotonic() + 10  # after a kill it is the resource tracker that cleans up, a moment later
+    while segments(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not segments(process.pid)
+    return process.returncode, output, errors
 
 
 SCRIPT = """
@@ -299,14 +309,13 @@ SCRIPT = """
 
 
 def test_a_script_without_a_guard_is_told_to_have_one(tmp_path: Path) -> None:
-    done = run_script(tmp_path, SCRIPT + "\n    main().stop()\n")
-    assert done.returncode != 0
-    assert "RunFailed: engine processes: a worker ended with code 1 before it could begin" in done.stderr
-    assert "if __name__ == '__main__':" in done.stderr
+    code, _, errors = run_script(tmp_path, SCRIPT + "\n    main().stop()\n")
+    assert code != 0
+    assert "RunFailed: engine processes: a worker ended with code 1 before it could begin" in errors
+    assert "if __name__ == '__main__':" in errors
 
 
 def test_a_script_whose_workers_are_killed_and_that_forgets_to_stop_leaves_nothing_and_warns_of_nothing(tmp_path: Path) -> None:
-    before = segments()
     tail = """
     if __name__ == "__main__":
         engine = main()
@@ -314,9 +323,8 @@ def test_a_script_whose_workers_are_killed_and_that_forgets_to_stop_leaves_nothi
             os.kill(seat.process.process.pid, signal.SIGKILL)
         print(len(list(engine.map(Call(), blocks_of(range(4), 1)))))
     """
-    done = run_script(tmp_path, SCRIPT + tail)
-    assert done.returncode == 0 and done.stderr == "" and done.stdout.split().count("4") == 2
-    assert segments() <= before
+    code, output, errors = run_script(tmp_path, SCRIPT + tail)
+    assert code == 0 and errors == "" and output.split().count("4") == 2
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
@@ -326,8 +334,8 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
         print("workers", *[seat.process.process.pid for seat in engine._seats], flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     """
-    done = run_script(tmp_path, SCRIPT + tail)
-    pids = [int(word) for line in done.stdout.splitlines() if line.startswith("workers") for word in line.split()[1:]]
+    _, output, _ = run_script(tmp_path, SCRIPT + tail)
+    pids = [int(word) for line in output.splitlines() if line.startswith("workers") for word in line.split()[1:]]
     deadline = time.monotonic() + 10
     while any(psutil.pid_exists(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -127,7 +127,7 @@ def _comparison_table(comparison: Comparison, title: str) -> None:
     _print(table)
     splits = "one random split" if comparison.repeats == 1 else f"{comparison.repeats} random splits"
     spread = "" if comparison.repeats == 1 else "; mean ± standard error"
-    click.echo(f"On the held-out rows of each client, over {splits}{spread}.{_hidden(comparison)}")
+    click.echo(_folded(f"On the held-out rows of each client, over {splits}{spread}.{_hidden(comparison)}"))
 
 
 def _hidden(comparison: Comparison) -> str:
@@ -156,7 +156,10 @@ def _cell(mean: float, error: float) -> str:
 def _folded(sentence: str) -> str:
     from textwrap import fill
 
-    return fill(sentence, 96)
+    from rich.console import Console
+
+    console = Console()
+    return fill(sentence, min(96, console.width) if console.is_terminal else 96)
 
 
 def _table() -> Table:

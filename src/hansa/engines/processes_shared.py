@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from hansa.core.errors import RunFailed
@@ -100,7 +101,7 @@ class Segment:
         self.close()
         size = 1 << (size - 1).bit_length() if size < 1 << 24 else size + size // 8
         _refuse_more_than_free(size)
-        self._shared = SharedMemory(create=True, size=size)
+        self._shared = SharedMemory(f"hansa-{os.getpid()}-{token_hex(4)}", create=True, size=size)
         self._remove = weakref.finalize(self, _unlink, self._shared, os.getpid())
 
     def close(self) -> None:

@@ -95,6 +95,8 @@ class BoundSklearn(LinearModel):
         scalar = type(fitted).__name__ in ("LinearRegression", "Ridge", "PoissonRegressor")
         fitted.intercept_ = float(intercept[0]) if scalar else intercept
         fitted.n_features_in_ = coef.shape[1]
+        if type(fitted).__name__ == "PoissonRegressor":
+            fitted._base_loss = fitted._get_loss()  # predict takes its link function from there
         if self.schema.classes is not None:
             fitted.classes_ = np.asarray(self.schema.classes)
         if len(self.schema.features) == coef.shape[1] and self.schema.preparer is None:
