@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Interval
 
-from hansa.core.contracts import Learner
+from hansa.core.contracts import UnboundLearner
 from hansa.core.errors import InputError, did_you_mean
 from hansa.core.schedules import Constant, Schedule
 from hansa.core.worker import Weighting
@@ -94,7 +94,7 @@ class Job:
         _check(self)
 
 
-def adapt(given: Any) -> tuple[Learner, Any]:
+def adapt(given: Any) -> tuple[UnboundLearner, Any]:
     """A learner from what the user has, and the preparation that a scikit-learn pipeline brings with it (or None)."""
     if isinstance(given, Mapping):
         return build("learner", given), None

@@ -64,7 +64,7 @@ def option_fields(cls: type) -> dict[str, Field[Any]]:
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return get_type_hints(cls, include_extras=True)
 
 

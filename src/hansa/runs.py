@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -102,16 +101,15 @@ def text_of(job: Job) -> str:
 
 
 def _play(job: Job, folder: RunFolder, clients: Sequence[Client], began: float, quiet: bool, observe: Observer) -> Run:
-    progress = Progress(quiet=quiet)
     with _recorded(folder, began), threadpool_limits(1):
         # A run that is new, or was killed before its first round was saved, has no state yet.
         state = folder.load_state() if folder.has("state.safetensors") else None
         setting = training.open_setting(job, clients, DiskStore(folder.path / "clients.sqlite"), observe)
+        progress = Progress(_headline(setting), quiet)
         try:
             _check_same_data(folder, setting, state)
             state = training.prepare(setting, state, folder.save_state)
             folder.rewind(state["round"])
-            progress.watch = _headline(setting)
             progress.start(job.rounds.count, state["round"])
             for new, record in training.train(setting, state):
                 observe("save")

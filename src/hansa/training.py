@@ -158,7 +158,7 @@ def train(setting: Setting, state: State) -> Iterator[tuple[State, dict[str, Any
         number, began = state["round"] + 1, time.perf_counter()
         members = cohort(len(setting.clients), size, job.seed, number)
         outcome = play_round(
-            state["algorithm"], algorithm=job.algorithm, engine=setting.engine, blocks=blocks_of(members, rounds.block), schema=schema,
+            state["algorithm"], algorithm=job.algorithm, engine=setting.engine, blocks=blocks_of(members.tolist(), rounds.block), schema=schema,
             round=number, rate=rounds.schedule.factor(number, rounds.count), terms=setting.terms, observe=setting.observe,
         )  # fmt: skip
         state = {**state, "round": number, "algorithm": outcome.state}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from hansa.engines.inline import Inline
 SIZES = (17, 64, 5, 40, 23, 31, 9)
 """Rows of the clients: ragged on purpose, smaller and larger than a mini-batch."""
 
-LOADERS = {"breast_cancer": load_breast_cancer, "iris": load_iris, "diabetes": load_diabetes}
+LOADERS = {"breast_cancer": load_breast_cancer, "iris": load_iris, "diabetes": load_diabetes, "counts": load_iris}
 
 
 @cache
@@ -40,7 +41,7 @@ def clients(name: str) -> tuple[Client, ...]:
     scale = len(rows(name)[0]) / sum(SIZES)
     ends = np.cumsum([0, *(max(5, int(size * min(1.0, scale))) for size in SIZES)])
     made = []
-    for place, (start, stop) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+    for place, (start, stop) in enumerate(pairwise(ends)):
         arguments = {"name": name, "start": int(start), "stop": int(stop)}
         made.append(Client(f"client-{place}", load, arguments, rows=len(load(**arguments)["train"])))
     return tuple(made)
@@ -49,7 +50,7 @@ def clients(name: str) -> tuple[Client, ...]:
 @cache
 def schema(name: str) -> Schema:
     x, y = rows(name)
-    classes = None if name == "diabetes" else tuple(int(label) for label in np.unique(y))
+    classes = None if name in ("diabetes", "counts") else tuple(int(label) for label in np.unique(y))
     return Schema((), x.shape[1:], "float64", classes, sum(client.rows for client in clients(name)))
 
 
@@ -62,8 +63,8 @@ def loaded(learner: Learner, name: str, members: tuple[int, ...], round: int = 1
 
 
 def play(
-    algorithm: Algorithm, learner: Any, name: str, rounds: int, *, engine: Any = None, block: int = 3, state: State | None = None, first: int = 1,
-    transforms: tuple[Any, ...] = (), store: Any = None,
+    algorithm: Algorithm, learner: Any, name: str, rounds: int, *, engine: Any = None, block: int = 3, state: State | None = None,
+    first: int = 1, transforms: tuple[Any, ...] = (), store: Any = None,
 ) -> State:  # fmt: skip
     """Rounds of an algorithm over all clients; returns the state."""
     bound, running, own = learner.bind(schema(name)), engine, engine is None

@@ -16,9 +16,9 @@ from hansa.algorithms.newton import Newton
 from hansa.algorithms.scaffold import Scaffold
 from hansa.algorithms.server_optimizers import SGD, AdaGrad, Adam, Momentum, RMSprop, Yogi
 from hansa.core.contracts import Algorithm
+from hansa.core.local import SGD as LocalSGD
 from hansa.core.local import Adam as LocalAdam
 from hansa.core.local import Local
-from hansa.core.local import SGD as LocalSGD
 from hansa.core.store import DiskStore
 from hansa.learners.sklearn import Sklearn
 from hansa.options import registry

@@ -34,7 +34,7 @@ LEARNERS = {
     "LinearRegression": (Sklearn(estimator=LinearRegression()), "diabetes"),
     "Ridge": (Sklearn(estimator=Ridge(fit_intercept=False)), "diabetes"),
     "SGDRegressor": (Sklearn(estimator=SGDRegressor(loss="huber", epsilon=0.5)), "diabetes"),
-    "PoissonRegressor": (Sklearn(estimator=PoissonRegressor()), "iris"),
+    "PoissonRegressor": (Sklearn(estimator=PoissonRegressor()), "counts"),
     "MLP": (MLP(hidden=(8,), activation="tanh", dtype="float64"), "iris"),
     "softmax": (MLP(hidden=(), dtype="float64"), "iris"),
     "MLP regression": (MLP(hidden=(8,), activation="tanh", task="regression", l2=0.1, dtype="float64"), "diabetes"),
@@ -47,8 +47,6 @@ MEMBERS = (0, 1, 2, 4)
 
 def bound_block(learner: Any, data: str, members: tuple[int, ...] = MEMBERS, split: str = "train") -> tuple[Any, Any, Any]:
     schema = problem.schema(data)
-    if isinstance(learner, Sklearn) and isinstance(learner.estimator, PoissonRegressor):
-        schema = type(schema)(**{**vars(schema), "classes": None})
     bound = learner.bind(schema)
     params = bound.init(1)
     rng = np.random.default_rng(0)

@@ -65,15 +65,29 @@ class Message:
     keeps: Params | None = None
 
 
+class UnboundLearner(Protocol):
+    """What is trained, before the data is known: what a job names. Immutable, and small enough to send anywhere."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Facts of the data it cannot work without: "classes", "two classes", "numbers" or "counts" for labels."""
+        ...
+
+    @property
+    def can(self) -> frozenset[str]:
+        """What it offers beyond the least: "train", "gradient", "hessian"."""
+        ...
+
+    def bind(self, schema: Schema) -> Learner:
+        """The learner that knows the data. Raises InputError where the two do not go together."""
+        ...
+
+
 class Learner(Protocol):
-    """What is trained. One file per framework. A learner is immutable; :meth:`bind` gives the one that knows the data."""
+    """What is trained, knowing the data. One file per framework. A learner is immutable; its state is the params it is given."""
 
-    needs: frozenset[str]
-    """Facts of the data it cannot work without: "classes", "two classes" or "numbers" for labels."""
-    can: frozenset[str]
-    """What it offers beyond the least: "train", "gradient", "hessian"."""
-
-    def bind(self, schema: Schema) -> Learner: ...
+    @property
+    def can(self) -> frozenset[str]: ...
 
     def arrays(self, table: Table) -> Table:
         """The table as arrays of the learner's own dtype, labels encoded by the schema's classes."""
@@ -120,9 +134,13 @@ class Algorithm(Protocol):
     to improve.
     """
 
-    collective: Collective
-    needs: frozenset[str]
-    """Which of a learner's abilities it uses: "train", "gradient", "hessian"."""
+    @property
+    def collective(self) -> Collective: ...
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Which of a learner's abilities it uses: "train", "gradient", "hessian"."""
+        ...
 
     def init(self, params: Params, kinds: Kinds) -> State: ...
 
@@ -148,11 +166,12 @@ class Context:
 class Transform(Protocol):
     """Clip, noise, quantise, sparsify, mask: two halves, composed like a pipeline.
 
-    guarantee: what it promises about privacy, shown in every report: "none", "heuristic", or a formal one.
-    linear:    the client half commutes with the sum, so that it may stand before the ``sum`` collective.
     """
 
-    guarantee: str
+    @property
+    def guarantee(self) -> str:
+        """What it promises about privacy, shown in every report: "none", "heuristic", or a formal one."""
+        ...
 
     def client(self, update: Update, context: Context) -> Update:
         """Applied to a block's stacked update, in the order of the job."""
@@ -198,7 +217,7 @@ class Collectives(Protocol):
 class Engine(Protocol):
     """Where the work runs."""
 
-    def start(self, learner: Learner, clients: Sequence[Client], store: ClientStore) -> None: ...
+    def start(self, learner: UnboundLearner, clients: Sequence[Client], store: ClientStore) -> None: ...
 
     def map(self, call: Call, blocks: Sequence[Block]) -> Iterator[tuple[int, Result]]:
         """Do the call on every block; yield (block number, result) in any order. Failures are values."""
@@ -213,5 +232,5 @@ class Engine(Protocol):
 
 __all__ = [
     "Algorithm", "Call", "ClientStore", "Collective", "Collectives", "Context", "Engine", "Gathered", "Learner", "Message",
-    "Preparer", "Result", "Schema", "State", "Transform",
+    "Preparer", "Result", "Schema", "State", "Transform", "UnboundLearner",
 ]  # fmt: skip

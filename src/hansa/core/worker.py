@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hansa.core.blocks import Block, Client, LoadedBlock, Splits, Table
-from hansa.core.contracts import Algorithm, ClientStore, Context, Learner, Message, Schema, Transform
+from hansa.core.contracts import Algorithm, ClientStore, Context, Learner, Message, Schema, Transform, UnboundLearner
 from hansa.core.errors import Diverged, InputError
 from hansa.core.metrics import Metrics
 from hansa.core.params import Params
@@ -27,19 +27,20 @@ class Worker:
     keep: at most so many clients' prepared data stay in memory; the least recently used are dropped and loaded again.
     """
 
-    def __init__(self, learner: Learner, clients: Sequence[Client], store: ClientStore, keep: int = 4096) -> None:
+    def __init__(self, learner: UnboundLearner, clients: Sequence[Client], store: ClientStore, keep: int = 4096) -> None:
         self.clients = clients
         self.store = store
         self._learner = learner
-        self._bound: tuple[Schema | None, Learner] = (None, learner)
+        self._bound: tuple[Schema, Learner] | None = None
         self._keep = keep
         self._data: OrderedDict[tuple[int, bool], Splits] = OrderedDict()
 
-    def learner(self, schema: Schema | None) -> Learner:
-        """The learner that knows the data; bound once for each schema, which also drops what was prepared for another."""
+    def learner(self, schema: Schema | None) -> Any:
+        """The learner that knows the data, bound once for each schema, which also drops what was prepared for another; the unbound
+        one where no schema is known yet."""
         if schema is None:
             return self._learner
-        if self._bound[0] is not schema and self._bound[0] != schema:
+        if self._bound is None or (self._bound[0] is not schema and self._bound[0] != schema):
             self._bound = (schema, self._learner.bind(schema))
             self._data.clear()
         return self._bound[1]

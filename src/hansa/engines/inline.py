@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from hansa.core.blocks import Block, Client
-from hansa.core.contracts import Call, ClientStore, Collectives, Engine, Learner, Result
+from hansa.core.contracts import Call, ClientStore, Collectives, Engine, Result, UnboundLearner
 from hansa.core.gang import run_threads
 from hansa.core.worker import Worker, attempt
 
@@ -28,7 +28,7 @@ class InlineEngine:
     def __init__(self) -> None:
         self._worker: Worker | None = None
 
-    def start(self, learner: Learner, clients: Sequence[Client], store: ClientStore) -> None:
+    def start(self, learner: UnboundLearner, clients: Sequence[Client], store: ClientStore) -> None:
         self._worker = Worker(learner, clients, store)
 
     def map(self, call: Call, blocks: Sequence[Block]) -> Iterator[tuple[int, Result]]:

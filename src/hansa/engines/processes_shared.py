@@ -17,6 +17,8 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+import numpy as np
+
 from hansa.core.errors import RunFailed
 
 SMALL = 4096
@@ -71,7 +73,8 @@ def pack(value: Any) -> Packed:
 
 def unpack(header: bytes, spans: Sequence[Span], memory: memoryview | None) -> Any:
     """The value, with memory of its own: the shared memory may be overwritten at once."""
-    buffers = [] if memory is None else [bytearray(memory[start : start + size]) for start, size in spans]
+    # Copied by NumPy, which asks the system for large pages: most of the time would go to mapping small ones.
+    buffers = [] if memory is None else [np.frombuffer(memory, np.uint8, size, start).copy() for start, size in spans]
     return pickle.loads(header, buffers=buffers)  # noqa: S301  # written by this job's own processes on this machine
 
 

@@ -211,5 +211,5 @@ def encode(y: np.ndarray, classes: tuple[Any, ...] | None) -> np.ndarray:
     numbers = np.searchsorted(known, y)
     wrong = (numbers >= len(known)) | (known[np.minimum(numbers, len(known) - 1)] != y)
     if wrong.any():
-        raise InputError(f"label {y[wrong][0]!r} is in no client's training rows; the known labels are {list(classes)}")
+        raise InputError(f"label {y[wrong][0].item()!r} is in no client's training rows; the known labels are {list(classes)}")
     return numbers

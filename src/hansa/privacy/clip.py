@@ -10,6 +10,7 @@ from array_api_compat import array_namespace
 
 from hansa.core.contracts import Context
 from hansa.core.errors import InputError
+from hansa.core.params import Array
 from hansa.core.updates import Total, Update
 
 
@@ -31,19 +32,17 @@ class Clip:
             raise InputError(
                 "transform clip: the algorithm sends values that differ in size, which have no common norm (remove the clip)"
             )
-        squares = 0.0
+        squares = [0.0] * len(update)
         for value in update.values.values():
-            xp = array_namespace(value)
-            squares = squares + xp.sum(xp.reshape(value, (len(update), -1)) ** 2, axis=1)
+            squares = [total + float((value[k] ** 2).sum()) for k, total in enumerate(squares)]
         # A client that sends zeros has nothing to scale.
-        scale = [min(1.0, self.norm / float(square) ** 0.5) if square > 0 else 1.0 for square in squares]  # type: ignore[union-attr]
-        return replace(update, values={name: _times(value, scale) for name, value in update.values.items()})
+        scale = [min(1.0, self.norm / square**0.5) if square > 0 else 1.0 for square in squares]
+        return replace(update, values={name: _scaled(value, scale) for name, value in update.values.items()})
 
     def server(self, total: Total, context: Context) -> Total:
         return total
 
 
-def _times(value, scale):  # type: ignore[no-untyped-def]  # arrays of any library
+def _scaled(value: Array, scale: list[float]) -> Array:
     xp = array_namespace(value)
-    factors = xp.asarray(scale, dtype=value.dtype)
-    return value * xp.reshape(factors, (-1,) + (1,) * (value.ndim - 1))
+    return value * xp.reshape(xp.asarray(scale, dtype=value.dtype), (-1,) + (1,) * (value.ndim - 1))
