@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 ColumnKind = Literal["number", "category"]
 ROOT = "preparation"
+_rehearsed: set[str] = set()  # what has been seen to work in this process: a comparison fits the same many times
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,11 @@ class FitPreparation:
             "known": {},
             "asked": {},
         }
-        algorithm = cls(json.loads(json.dumps(blank, allow_nan=False)))
-        algorithm._rehearse(sample.x[:-1])
+        text = json.dumps(blank, allow_nan=False)
+        algorithm = cls(json.loads(text))
+        if text not in _rehearsed:
+            algorithm._rehearse(sample.x[:-1])
+            _rehearsed.add(text)
         return algorithm
 
     def init(self, params: Params, kinds: Kinds) -> State:

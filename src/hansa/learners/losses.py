@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -88,6 +89,7 @@ MODIFIED_HUBER = Loss(
 )
 
 
+@cache
 def loss_named(name: str, epsilon: float = 0.1) -> Loss:
     """A loss by scikit-learn's name for it; ``epsilon`` for those that have one."""
     table = {

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -23,6 +23,32 @@ from hansa.core.params import Params
 
 Activation = Literal["relu", "tanh"]
 Task = Literal["classification", "regression"]
+
+
+Room: TypeAlias = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
+"""Gives an array of a shape and dtype to compute into, by the name of its use."""
+
+
+def fresh(use: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """A new array every time."""
+    return np.empty(shape, dtype)
+
+
+class Reused:
+    """The same memory for the same use every time: new memory costs more to map than small products cost to compute."""
+
+    def __init__(self) -> None:
+        self._memory: dict[str, np.ndarray] = {}
+        self._views: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
+
+    def __call__(self, use: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        if (use, shape) not in self._views:
+            size = int(np.prod(shape))
+            if use not in self._memory or self._memory[use].size < size:
+                self._memory[use] = np.empty(size, dtype)
+                self._views = {key: view for key, view in self._views.items() if key[0] != use}
+            self._views[use, shape] = self._memory[use][:size].reshape(shape)
+        return self._views[use, shape]
 
 
 @dataclass(frozen=True)
@@ -49,7 +75,7 @@ class Network:
     def activate(self, z: np.ndarray, out: np.ndarray) -> None:
         """a(z) into ``out``, which may be ``z``."""
         if self.activation == "relu":
-            np.maximum(z, 0, out=out)
+            np.maximum(z, np.zeros(z.shape[-1], z.dtype), out=out)  # twice as fast as with the number 0
         else:
             np.tanh(z, out=out)
 
@@ -60,11 +86,12 @@ class Network:
         else:
             delta *= 1 - h * h
 
-    def forward(self, params: Params, x: np.ndarray) -> list[np.ndarray]:
+    def forward(self, params: Params, x: np.ndarray, room: Room = fresh) -> list[np.ndarray]:
         """[h_0, ..., h_L]: the input, the hidden activations, and the output before softmax."""
         values = [x]
         for layer in range(self.layers):
-            z = np.matmul(values[-1], params[f"layer{layer}.weight"])
+            w = params[f"layer{layer}.weight"]
+            z = np.matmul(values[-1], w, out=room(f"h{layer}", (*x.shape[:-1], w.shape[-1]), x.dtype))
             z += params[f"layer{layer}.bias"][..., None, :]
             if layer < self.layers - 1:
                 self.activate(z, out=z)
@@ -92,7 +119,14 @@ class Network:
         loss -= at_label
         return delta, loss
 
-    def backward(self, params: Params, values: list[np.ndarray], delta: np.ndarray, add: Callable[[str, np.ndarray], None]) -> None:
+    def backward(
+        self,
+        params: Params,
+        values: list[np.ndarray],
+        delta: np.ndarray,
+        add: Callable[[str, np.ndarray], None],
+        room: Room = fresh,
+    ) -> None:
         """Hand the gradient of every entry to ``add(name, gradient)``, last layer first.
 
         ``values`` are those of :meth:`forward`; ``delta`` is dloss/dz of the output, each row already times its share of the mean.
@@ -102,9 +136,9 @@ class Network:
             weight = f"layer{layer}.weight"
             h = values[layer]
             if layer:
-                before = np.matmul(delta, np.swapaxes(params[weight], -1, -2))
+                before = np.matmul(delta, np.swapaxes(params[weight], -1, -2), out=room(f"d{layer}", h.shape, h.dtype))
                 self.through(before, h)
-            add(weight, np.matmul(np.swapaxes(h, -1, -2), delta))
+            add(weight, np.matmul(np.swapaxes(h, -1, -2), delta, out=room(f"g{layer}", params[weight].shape, h.dtype)))
             add(f"layer{layer}.bias", delta.sum(axis=-2))
             if layer:
                 delta = before
