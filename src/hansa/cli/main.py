@@ -111,7 +111,7 @@ def compare(job: Path, repeats: int, overrides: tuple[str, ...], runs: Path, as_
 
 
 @main.command(epilog=example("hansa demo"))
-@click.option("--repeats", default=10, show_default=True, type=click.IntRange(1), help="Different splits to average over.")
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(1), help="Different splits to average over.")
 @runs_option
 @json_option
 @quiet_option

@@ -104,9 +104,9 @@ class LoadedBlock:
         own = np.array([client.key for client in self.clients], dtype=np.uint64)
         return combine(own, derive(self.seed, "round", self.round, purpose))
 
-    def only(self, position: int) -> LoadedBlock:
-        """The block reduced to one of its clients."""
-        keep = slice(position, position + 1)
+    def only(self, chosen: int | slice) -> LoadedBlock:
+        """The block reduced to one of its clients, or to a run of them."""
+        keep = chosen if isinstance(chosen, slice) else slice(chosen, chosen + 1)
         return replace(
             self,
             clients=self.clients[keep],

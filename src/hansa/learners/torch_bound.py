@@ -37,6 +37,7 @@ from hansa.learners.linear import encode
 from hansa.learners.torch import TorchLearner
 from hansa.learners.torch_losses import RowLoss, measure, name_of, prediction, row_loss, total
 from hansa.learners.torch_model import Model, array, build, device_named, materialise, scoped
+from hansa.learners.torch_memory import train_in_groups
 from hansa.learners.torch_training import obstacle_to_stacking, train_one_by_one, train_stacked, worth_stacking
 
 ROWS_AT_ONCE = 4096
@@ -116,7 +117,11 @@ class BoundTorch:
     def train(self, params: Params, block: LoadedBlock, plan: Plan) -> Trained:
         with scoped(self.model.device):
             if self._stacks(block):
-                return train_stacked(self.model, self.batched_loss, self.options.l2, params, block, plan)
+
+                def stacked(group: LoadedBlock, own: Plan) -> Trained:
+                    return train_stacked(self.model, self.batched_loss, self.options.l2, params, group, own)
+
+                return train_in_groups(stacked, block, plan, self.model.device)
             return train_one_by_one(self.model, self.row_loss, self.options.l2, params, block, plan)
 
     def _stacks(self, block: LoadedBlock) -> bool:
