@@ -100,6 +100,7 @@ SHORT = {
     "every": "rounds between two steps",
     "least": "smallest improvement that counts",
     "optimizer": "of the client's steps",
+    "watch": "the metric on the validation rows that chooses the best model and stops early: `loss`, `accuracy`, `auc`, ...",
     "estimator": f"one of {', '.join(f'`{name}`' for name in ESTIMATORS)}; in Python also an estimator object",
 }
 """For options that no docstring describes one by one, and for what reads better here."""
@@ -178,7 +179,7 @@ def described(cls: type) -> dict[str, str]:
         if is_dataclass(base):
             for text in paragraphs(base):
                 found |= {name: marked(meaning).replace("|", "\\|").rstrip(".") for name, meaning in options_of(text).items()}
-    return found | {"estimator": SHORT["estimator"]}
+    return found | {name: SHORT[name] for name in ("estimator", "watch")}
 
 
 def marked(text: str) -> str:

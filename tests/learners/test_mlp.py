@@ -48,7 +48,7 @@ def bound(**options: object) -> BoundMLP:
 @pytest.fixture(params=["stacked", "one by one"])
 def regime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both regimes, whatever the size of the model."""
-    monkeypatch.setattr(mlp_training, "LARGE_STEP", 1 if request.param == "one by one" else 1 << 60)
+    monkeypatch.setattr(mlp_training, "LARGE", 1 if request.param == "one by one" else 1 << 60)
     return request.param
 
 
@@ -181,7 +181,7 @@ def test_both_regimes_agree(rows: list[int], batch: int, epochs: int, hidden: tu
     results = []
     for large in (1, 1 << 60):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(mlp_training, "LARGE_STEP", large)
+            patch.setattr(mlp_training, "LARGE", large)
             results.append(learner.train(params, block, plan))
     one, other = results
     for name in params:

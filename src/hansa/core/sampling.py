@@ -11,10 +11,14 @@ from hansa.core.randomness import generator
 
 def cohort(population: int, size: int, seed: int, round: int) -> np.ndarray:
     """Positions of the round's clients, ascending, drawn uniformly without replacement; all of them when ``size`` covers all."""
+    return sample(population, size, seed, "round", round, "cohort")
+
+
+def sample(population: int, size: int, *path: int | str) -> np.ndarray:
+    """``size`` positions of a population, ascending, the same ones for the same path; all of them when ``size`` covers all."""
     if size >= population:
         return np.arange(population)
-    drawn = generator(seed, "round", round, "cohort").choice(population, size=size, replace=False, shuffle=False)
-    return np.sort(drawn)
+    return np.sort(generator(*path).choice(population, size=size, replace=False, shuffle=False))
 
 
 def cohort_size(population: int, clients: float) -> int:

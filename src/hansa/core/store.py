@@ -6,6 +6,7 @@ so computes the same; only the newest version before the round that writes is ke
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,10 +35,8 @@ class MemoryStore:
 class DiskStore:
     """Keeps the state in one SQLite file; memory does not grow with the number of clients."""
 
-    _SCHEMA = (
-        "CREATE TABLE IF NOT EXISTS state (client TEXT, round INTEGER, name TEXT, dtype TEXT, shape TEXT, data BLOB, "
-        "PRIMARY KEY (client, round, name)) WITHOUT ROWID"
-    )
+    # With row ids, so that entries of any size lie beside the index and not in it: a read of one walks over no other.
+    _SCHEMA = "CREATE TABLE IF NOT EXISTS entries (client TEXT, round INTEGER, layout TEXT, data BLOB, PRIMARY KEY (client, round))"
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -63,28 +62,34 @@ class DiskStore:
     def read(self, client: str, before: int) -> Params | None:
         if self._connection is None and not self.path.exists():
             return None
-        rows = self._open().execute(
-            "SELECT name, dtype, shape, data FROM state WHERE client = ?1 AND round = "
-            "(SELECT max(round) FROM state WHERE client = ?1 AND round < ?2)",
-            (client, before),
-        )
-        state = {
-            name: np.frombuffer(data, dtype=dtype).reshape([int(n) for n in shape.split(",") if n]).copy()
-            for name, dtype, shape, data in rows
-        }
-        return state or None
+        newest = "SELECT layout, data FROM entries WHERE client = ? AND round < ? ORDER BY round DESC LIMIT 1"
+        found = self._open().execute(newest, (client, before)).fetchone()
+        return None if found is None else _unpacked(*found)
 
     def write(self, round: int, states: Mapping[str, Params]) -> None:
+        old = (
+            "DELETE FROM entries WHERE client = ?1 AND (round >= ?2 OR round < "
+            "(SELECT max(round) FROM entries WHERE client = ?1 AND round < ?2))"
+        )
         connection = self._open()
-        connection.execute("BEGIN IMMEDIATE")
-        for client, state in states.items():
-            connection.execute(
-                "DELETE FROM state WHERE client = ?1 AND (round >= ?2 OR round < "
-                "(SELECT max(round) FROM state WHERE client = ?1 AND round < ?2))",
-                (client, round),
-            )
-            for name, value in state.items():
-                array = np.ascontiguousarray(value)
-                row = (client, round, name, array.dtype.str, ",".join(map(str, array.shape)), array.tobytes())
-                connection.execute("INSERT INTO state VALUES (?, ?, ?, ?, ?, ?)", row)
-        connection.execute("COMMIT")
+        with connection:  # commits, or rolls back
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany(old, [(client, round) for client in states])
+            rows = ((client, round, *_packed(state)) for client, state in states.items())
+            connection.executemany("INSERT INTO entries VALUES (?, ?, ?, ?)", rows)
+
+
+def _packed(state: Params) -> tuple[str, bytes]:
+    """Names, types and shapes as JSON, and all arrays one behind the other."""
+    arrays = {name: np.asarray(value) for name, value in state.items()}
+    layout = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
+    return json.dumps(layout), b"".join(array.tobytes() for array in arrays.values())
+
+
+def _unpacked(layout: str, data: bytes) -> Params:
+    state, start = {}, 0
+    for name, dtype, shape in json.loads(layout):
+        count = int(np.prod(shape, dtype=np.int64))
+        state[name] = np.frombuffer(data, dtype, count, start).reshape(shape).copy()
+        start += state[name].nbytes
+    return state

@@ -21,19 +21,31 @@ from hansa.core.updates import Failure, Total, Update
 Weighting = Literal["examples", "equal"]
 
 
+KEPT = 256 * 2**20
+"""Bytes of clients' data that a worker keeps."""
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    client: Client
+    splits: Splits
+    size: int
+
+
 class Worker:
     """Holds recipes, the data loaded from them, and the learner. What it holds can be rebuilt; nothing else is kept here.
 
-    keep: at most so many clients' prepared data stay in memory; the least recently used are dropped and loaded again.
+    keep: at most so many bytes of clients' data stay in memory beyond the block at work; the least recently used are dropped and
+          loaded again when they are needed.
     """
 
-    def __init__(self, learner: UnboundLearner, clients: Sequence[Client], store: ClientStore, keep: int = 4096) -> None:
+    def __init__(self, learner: UnboundLearner, clients: Sequence[Client], store: ClientStore, keep: int = KEPT) -> None:
         self.clients = clients
         self.store = store
         self._learner = learner
         self._bound: tuple[Schema, Learner] | None = None
-        self._keep = keep
-        self._data: OrderedDict[tuple[int, bool], Splits] = OrderedDict()
+        self._keep, self._size = keep, 0
+        self._data: OrderedDict[tuple[int, bool], _Loaded] = OrderedDict()
 
     def learner(self, schema: Schema | None) -> Any:
         """The learner that knows the data, bound once for each schema, which also drops what was prepared for another; the unbound
@@ -43,40 +55,84 @@ class Worker:
         if self._bound is None or (self._bound[0] is not schema and self._bound[0] != schema):
             self._bound = (schema, self._learner.bind(schema))
             self._data.clear()
+            self._size = 0
         return self._bound[1]
 
-    def table(self, position: int, split: str, schema: Schema | None) -> Table:
-        """A client's rows: as loaded without a schema, as the learner's arrays with one."""
+    def table(self, position: int, split: str, schema: Schema | None) -> tuple[Client, Table]:
+        """A client and its rows: as loaded without a schema, as the learner's arrays with one. InputError for a table that is not
+        what the schema says."""
         learner, entry = self.learner(schema), (position, schema is None)
-        splits = self._data.get(entry)
-        if splits is None:
-            splits = self.clients[position].load()
+        loaded = self._data.get(entry)
+        if loaded is None:
+            client = self.clients[position]
+            splits = client.load()
             if schema is not None:
-                splits = {name: _prepared(table, schema, learner) for name, table in splits.items()}
-            self._data[entry] = splits
-            if len(self._data) > self._keep:
-                self._data.popitem(last=False)
+                splits = {name: _prepared(table, schema, learner, client.id) for name, table in splits.items()}
+            loaded = self._data[entry] = _Loaded(client, splits, sum(_bytes(table) for table in splits.values()))
+            self._size += loaded.size
+            while self._size > self._keep and len(self._data) > 1:
+                self._size -= self._data.popitem(last=False)[1].size
         else:
             self._data.move_to_end(entry)
-        if split not in splits:
-            raise InputError(f"client {self.clients[position].id}: has no {split!r} rows; set split.{split} above 0 in the job")
-        return splits[split]
+        if split not in loaded.splits:
+            raise InputError(f"client {loaded.client.id}: has no {split!r} rows; set split.{split} above 0 in the job")
+        return loaded.client, loaded.splits[split]
 
     def load(self, block: Block, call: WorkCall | EvaluateCall, split: str) -> LoadedBlock:
-        clients = tuple(self.clients[position] for position in block.members)
-        tables = tuple(self.table(position, split, call.schema) for position in block.members)
+        clients, tables = zip(*(self.table(position, split, call.schema) for position in block.members), strict=True)
         rows = np.array([len(table) for table in tables], dtype=np.float64)
         weight = rows if call.weighting == "examples" else np.ones(len(tables))
         return LoadedBlock(block.number, clients, tables, weight, call.seed, call.round)
 
 
-def _prepared(table: Table, schema: Schema, learner: Learner) -> Table:
-    if schema.preparer is not None:
-        table = schema.preparer.prepare(table, schema.preparation)
-    table = learner.arrays(table)
+def _bytes(table: Table) -> int:
+    x = int(table.x.memory_usage(index=False, deep=True).sum()) if hasattr(table.x, "memory_usage") else table.x.nbytes
+    return int(x + (0 if table.y is None else table.y.nbytes))
+
+
+def _prepared(table: Table, schema: Schema, learner: Learner, client: str) -> Table:
+    try:
+        if schema.preparer is not None:
+            table = schema.preparer.prepare(table, schema.preparation)
+        else:
+            _refuse_features(table.x, schema)
+        _refuse_labels(table.y, schema)
+        table = learner.arrays(table)
+    except InputError as error:
+        message = str(error)
+        raise InputError(message if message.startswith(f"client {client}:") else f"client {client}: {message}") from None
     # Aligned and contiguous: NumPy and BLAS take other code paths for other layouts, and those give other bits.
     x, y = (None if array is None else np.require(array, requirements=["A", "C"]) for array in (table.x, table.y))
     return Table(x, y)
+
+
+def _refuse_features(x: Any, schema: Schema) -> None:
+    """InputError for features that are not what all clients agreed on; not every client may have been asked before training."""
+    if hasattr(x, "columns"):
+        names = tuple(str(name) for name in x.columns)
+        if schema.features and names != schema.features:
+            raise InputError(f"has the columns {', '.join(names)}, and the other clients have {', '.join(schema.features)}")
+        text = [name for name, kind in zip(names, x.dtypes, strict=True) if kind.kind not in "biuf"]
+        if text:
+            raise InputError(f"column {text[0]!r} holds text and the models need numbers")
+        x = x.to_numpy()
+    elif schema.shape and x.shape[1:] != schema.shape:
+        raise InputError(f"has examples of shape {x.shape[1:]}, and the other clients have {schema.shape}")
+    elif schema.shape and str(x.dtype) != schema.dtype:
+        raise InputError(f"has features of type {x.dtype}, and the other clients have {schema.dtype}")
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        raise InputError("has features that are missing or infinite; replace them, or add a preparation to the job")
+
+
+def _refuse_labels(y: Any, schema: Schema) -> None:
+    """InputError for labels of another kind than the other clients'; which labels are known is for the learner to say."""
+    if schema.classes is None:
+        if y is not None and not (y.dtype.kind in "biuf" and np.isfinite(y).all()):
+            raise InputError("has targets that are not finite numbers; correct them or delete their rows")
+    elif y is None:
+        raise InputError("has no labels, and the other clients have")
+    elif (y.dtype.kind in "biu") != (np.asarray(schema.classes).dtype.kind in "biu"):
+        raise InputError(f"has labels such as {y[:1].tolist()}, and those of the other clients are {list(schema.classes[:5])}")
 
 
 @dataclass(frozen=True)

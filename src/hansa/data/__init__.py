@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from hansa.data.files import File
     from hansa.data.memory import Memory, from_arrays, from_table, from_torch
     from hansa.data.partition import IID, Column, Dirichlet, Partition, Shards
-    from hansa.data.recipes import central, clients, pooled, recipe
-    from hansa.data.sources import Rows, Source, Task
+    from hansa.data.recipes import Population, central, clients, pooled
+    from hansa.data.sources import Holders, Rows, Source, Task
     from hansa.data.split import Split
+    from hansa.data.synthetic import Fixed, Lognormal, Synthetic
 
 _MODULES = {
     "builtin": ("BuiltIn",),
@@ -26,15 +27,17 @@ _MODULES = {
     "files": ("File",),
     "memory": ("Memory", "from_arrays", "from_table", "from_torch"),
     "partition": ("IID", "Column", "Dirichlet", "Partition", "Shards"),
-    "recipes": ("central", "clients", "pooled", "recipe"),
-    "sources": ("Rows", "Source", "Task"),
+    "recipes": ("Population", "central", "clients", "pooled"),
+    "sources": ("Holders", "Rows", "Source", "Task"),
     "split": ("Split",),
+    "synthetic": ("Fixed", "Lognormal", "Synthetic"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
-    "IID", "BuiltIn", "Column", "Describe", "Description", "Dirichlet", "File", "Memory", "Partition", "Rows", "Shards", "Source",
-    "Split", "Task", "central", "check", "clients", "facts_of", "from_arrays", "from_table", "from_torch", "pooled", "recipe",
+    "IID", "BuiltIn", "Column", "Describe", "Description", "Dirichlet", "File", "Fixed", "Holders", "Lognormal", "Memory", "Partition",
+    "Population", "Rows", "Shards", "Source", "Split", "Synthetic", "Task", "central", "check", "clients", "facts_of", "from_arrays",
+    "from_table", "from_torch", "pooled",
 ]  # fmt: skip
 
 

@@ -1,4 +1,8 @@
-"""The exchange before the first round: every client tells facts of its data, so that a job is refused before it computes."""
+"""The exchange before the first round: clients tell facts of their data, so that a job is refused before it computes.
+
+All of them do where they are few. Of many, a sample does (:func:`asked`), what holds for all is told by their index
+(:class:`Everyone`), and a client's own table is checked when it is first loaded for work.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,34 @@ from hansa.core.blocks import LoadedBlock, Table
 from hansa.core.contracts import Collective, Learner, Message, State
 from hansa.core.errors import InputError
 from hansa.core.params import Kinds, Params
+from hansa.core.sampling import sample
 from hansa.core.updates import Update
 from hansa.data import rules
 from hansa.data.facts import facts_of
 from hansa.data.rules import Facts, Policy
 from hansa.data.sources import Task
+
+ASKED = 1_000
+"""At most so many clients describe their data before the first round."""
+
+
+def asked(clients: int, seed: int) -> np.ndarray:
+    """Positions of the clients that describe their data, ascending, the same ones for the same seed."""
+    return sample(clients, ASKED, seed, "describe")
+
+
+@dataclass(frozen=True)
+class Everyone:
+    """What is known of all clients without asking them.
+
+    clients: how many there are.
+    rows:    training rows of all together.
+    classes: labels that may occur, in ascending order; empty where only the clients can tell.
+    """
+
+    clients: int
+    rows: int
+    classes: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +79,7 @@ class Description:
     classes:  labels in ascending order for classification, else None.
     rows:     training rows of all clients together.
     facts:    what each client told, by id (:mod:`hansa.data.facts`).
+    clients:  how many there are; more than have told facts where only a sample was asked.
     """
 
     features: tuple[str, ...]
@@ -61,6 +89,7 @@ class Description:
     rows: int
     task: Task
     facts: Facts = field(repr=False)
+    clients: int
 
     def example(self) -> Table:
         """One made-up raw row, without a label: mean numbers and the most frequent categories of the first client."""
@@ -75,9 +104,12 @@ class Description:
         """For reports, as JSON-plain values: ``task``, ``features``, ``classes``, ``rows``, and ``clients``, by id.
 
         A client has ``rows`` by split and ``labels``, the training rows of each class by the label's text; or ``target``, the
-        ``mean``, ``std``, ``min`` and ``max`` of a regression's.
+        ``mean``, ``std``, ``min`` and ``max`` of a regression's. Where only a sample of the clients was asked, ``population`` is
+        the number of all.
         """
+        sampled = {"population": self.clients} if self.clients > len(self.facts) else {}
         return {
+            **sampled,
             "task": self.task,
             "features": list(self.features),
             "classes": None if self.classes is None else list(self.classes),
@@ -110,6 +142,7 @@ def check(
     prepared: bool,
     constant: Policy = "refuse",
     single_class: Policy = "refuse",
+    everyone: Everyone | None = None,
 ) -> Description:
     """What the clients have in common. Raises InputError for the first thing that cannot work.
 
@@ -118,18 +151,19 @@ def check(
     constant:      a column with one and the same value at all clients.
     single_class:  a client whose training rows are all of one class: a mistake with natural clients, and the point of a partition
                    that skews labels.
+    everyone:      what is known of all clients where more is than ``facts`` tell, which may then be those of a sample.
     """
     if not facts:
         raise InputError("data: there are no clients; a job needs at least one")
     facts = {client: facts[client] for client in sorted(facts)}
-    for client, own in facts.items():
-        if own["rows"]["train"] == 0:
-            raise InputError(f"client {client}: has no training rows; leave it out")
-    rules.same_columns(facts)
-    rules.usable_values(facts, prepared)
-    if constant == "refuse":
-        rules.no_constants(facts)
-    classes = rules.labels(facts, task, needs, single_class)
+    counted = Everyone(len(facts), sum(own["rows"]["train"] for own in facts.values()))
+    everyone = everyone or counted
+    try:
+        classes = _refuse(facts, task, needs, prepared, constant, single_class, everyone.classes)
+    except InputError as error:
+        if everyone.clients == len(facts):
+            raise
+        raise InputError(f"{error} ({len(facts):,} of {everyone.clients:,} clients were asked)") from None
     first = next(iter(facts.values()))
     array = first["columns"]["x"] if first["layout"] == "array" else None
     return Description(
@@ -137,7 +171,28 @@ def check(
         shape=tuple(array["shape"]) if array else (len(first["columns"]),),
         dtype=array["dtype"] if array else "float64",
         classes=classes,
-        rows=sum(own["rows"]["train"] for own in facts.values()),
+        rows=counted.rows if everyone.clients == len(facts) else everyone.rows,
         task=task,
         facts=facts,
+        clients=everyone.clients,
     )
+
+
+def _refuse(
+    facts: Facts,
+    task: Task,
+    needs: frozenset[str],
+    prepared: bool,
+    constant: Policy,
+    single_class: Policy,
+    known: tuple[Any, ...],
+) -> tuple[Any, ...] | None:
+    """InputError for the first rule that is broken; returns the classes."""
+    for client, own in facts.items():
+        if own["rows"]["train"] == 0:
+            raise InputError(f"client {client}: has no training rows; leave it out")
+    rules.same_columns(facts)
+    rules.usable_values(facts, prepared)
+    if constant == "refuse":
+        rules.no_constants(facts)
+    return rules.labels(facts, task, needs, single_class, known)

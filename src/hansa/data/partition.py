@@ -1,25 +1,56 @@
 """Whose the rows are: natural clients as the source names them, or clients made up for a simulation.
 
-``assign(rows, seed)`` gives (client id, row indices) for every client, sorted by id; the indices are int64, ascending, and every row
-belongs to exactly one client. It is a pure function of the rows and the seed.
+``assign(rows, seed)`` gives an :class:`Assignment`: (client id, row indices) for every client, sorted by id; the indices are int64,
+ascending, and every row belongs to exactly one client. It is a pure function of the rows and the seed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt
 
 from hansa.core.errors import InputError
 from hansa.core.randomness import generator
-from hansa.data.sources import Rows
-
-Assignment: TypeAlias = list[tuple[str, np.ndarray]]
+from hansa.data.sources import Ids, Rows
 
 TRIES = 1000
 """Draws of a Dirichlet partition before it gives up on its least number of rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Assignment:
+    """Which rows are whose: one permutation of the rows and where it is cut, so that a million clients cost no objects.
+
+    order: the rows of the first client, then those of the second, and so on, int64 (rows,).
+    ends:  where each client's rows end in ``order``, int64 (clients,).
+    """
+
+    ids: Ids
+    order: np.ndarray
+    ends: np.ndarray
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Rows of each client, int64 (clients,)."""
+        return np.diff(self.ends, prepend=0)
+
+    def rows(self, position: int) -> np.ndarray:
+        """The rows of one client, int64, ascending."""
+        start = self.ends[position - 1] if position else 0
+        return np.sort(self.order[start : self.ends[position]])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, position: int) -> tuple[str, np.ndarray]:
+        return self.ids[position], self.rows(position)
+
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
+        return (self[position] for position in range(len(self)))
 
 
 @dataclass(frozen=True)
@@ -36,7 +67,7 @@ class Column:
                 'clients up: set partition.name to "iid", "dirichlet" or "shards", and partition.clients'
             )
         ids, owner = np.unique(rows.client, return_inverse=True)
-        return _groups([str(name) for name in ids], owner)
+        return _groups(Ids(len(ids), ids), owner)
 
 
 @dataclass(frozen=True)
@@ -50,7 +81,7 @@ class IID:
         """Raises InputError when there are more clients than rows."""
         _enough(self.name, rows, self.clients, f"clients={self.clients:,}")
         order = generator(seed, "partition").permutation(len(rows))
-        return _named(np.array_split(order, self.clients))
+        return Assignment(Ids(self.clients), order.astype(np.int64), np.cumsum(_even(len(rows), self.clients)))
 
 
 @dataclass(frozen=True)
@@ -82,7 +113,7 @@ class Dirichlet:
         for k in range(len(classes)):
             shares = np.diff(cuts[k], prepend=0)
             owner[random.permutation(np.flatnonzero(label == k))] = np.repeat(np.arange(self.clients), shares)
-        return _groups(_ids(self.clients), owner)
+        return _groups(Ids(self.clients), owner)
 
     def _cuts(self, sizes: np.ndarray, random: np.random.Generator, rows: int) -> np.ndarray:
         # Where each class's rows are cut, int64 (classes, clients); the last cut is the class's size.
@@ -121,9 +152,11 @@ class Shards:
             raise InputError('partition: "shards" sorts by label, and this data has none; use partition.name = "iid"')
         count = self.clients * self.shards
         _enough(self.name, rows, count, f"clients={self.clients:,} times shards={self.shards:,}")
-        pieces = np.array_split(np.argsort(rows.y, kind="stable"), count)
-        dealt = generator(seed, "partition").permutation(count).reshape(self.clients, self.shards)
-        return _named([np.concatenate([pieces[k] for k in hand]) for hand in dealt])
+        sizes, place = _even(len(rows), count), np.argsort(rows.y, kind="stable")
+        dealt = generator(seed, "partition").permutation(count)
+        shards = np.split(place, np.cumsum(sizes)[:-1])
+        order = np.concatenate([shards[k] for k in dealt]).astype(np.int64)
+        return Assignment(Ids(self.clients), order, np.cumsum(sizes[dealt].reshape(self.clients, self.shards).sum(axis=1)))
 
 
 Partition = Column | IID | Dirichlet | Shards
@@ -134,18 +167,11 @@ def _enough(name: str, rows: Rows, needed: int, what: str) -> None:
         raise InputError(f'partition: "{name}" with {what} needs {needed:,} rows, and the data has {len(rows):,}; lower clients')
 
 
-def _ids(clients: int) -> list[str]:
-    # Padded, so that the order of the strings is that of the numbers.
-    width = max(3, len(str(clients - 1)))
-    return [f"client-{k:0{width}d}" for k in range(clients)]
+def _even(rows: int, parts: int) -> np.ndarray:
+    # Sizes of equal parts, the first ones a row larger where it does not work out.
+    return rows // parts + (np.arange(parts, dtype=np.int64) < rows % parts)
 
 
-def _named(parts: list[np.ndarray]) -> Assignment:
-    return [(name, np.sort(part).astype(np.int64)) for name, part in zip(_ids(len(parts)), parts, strict=True)]
-
-
-def _groups(ids: list[str], owner: np.ndarray) -> Assignment:
-    # Stable, so that every client's rows stay ascending.
+def _groups(ids: Ids, owner: np.ndarray) -> Assignment:
     order = np.argsort(owner, kind="stable").astype(np.int64)
-    ends = np.cumsum(np.bincount(owner, minlength=len(ids)))
-    return list(zip(ids, np.split(order, ends[:-1]), strict=True))
+    return Assignment(ids, order, np.cumsum(np.bincount(owner, minlength=len(ids))))

@@ -1,22 +1,23 @@
 """Clients as recipes: from a source, a partition and a split to what a worker loads.
 
-A recipe names its source and the client's rows in it; the worker reads the source once, keeps it, and takes the rows. A source in
-memory cannot be read elsewhere, so its recipes carry their own rows with them when they are sent to another process.
+A recipe names its source and the client's rows in it; the worker reads the source once, keeps it, takes the rows and splits them. A
+source in memory cannot be read elsewhere, so its recipes carry their own rows with them when they are sent to another process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, overload
 
 import numpy as np
 
 from hansa.core.blocks import Client, Splits, Table
 from hansa.core.errors import InputError
 from hansa.data.memory import Memory
-from hansa.data.partition import Partition
-from hansa.data.sources import Rows, Source
+from hansa.data.partition import Assignment, Column, Partition
+from hansa.data.sources import Holders, Ids, Source, Task
 from hansa.data.split import Split
 
 POOLED = "pooled"
@@ -26,52 +27,158 @@ POOLED = "pooled"
 class Piece:
     """A client's rows of a source.
 
-    parts: split -> row indices in the source, int64.
+    rows:  row indices in the source, int64, ascending.
     total: rows of the source when the piece was cut.
     """
 
     source: Source
-    parts: Mapping[str, np.ndarray]
+    rows: np.ndarray
     total: int
 
-    def __getstate__(self) -> dict[str, Any]:
-        if not isinstance(self.source, Memory):
-            return {"source": self.source, "parts": dict(self.parts), "total": self.total}
-        rows = np.concatenate(list(self.parts.values()))
-        ends = np.cumsum([len(part) for part in self.parts.values()])
-        places = np.split(np.arange(len(rows), dtype=np.int64), ends[:-1])
-        return {"source": self.source.take(rows), "parts": dict(zip(self.parts, places, strict=True)), "total": len(rows)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+    def __reduce__(self) -> tuple[Any, ...]:
+        if isinstance(self.source, Memory):
+            return Piece, (self.source.take(self.rows), np.arange(len(self.rows), dtype=np.int64), len(self.rows))
+        return Piece, (self.source, self.rows, self.total)
 
 
-def load(piece: Piece) -> Splits:
+def load(piece: Piece, id: str, split: Split, seed: int) -> Splits:
     """The client's tables by use. Raises InputError when the source has changed since the piece was cut."""
     rows = piece.source.read()
-    if len(rows) != piece.total:
-        raise InputError(f"data: the source has {len(rows):,} rows and had {piece.total:,} when the job began; start the job again")
-    whole = Table(rows.x, rows.y)
-    return {name: whole.take(indices) for name, indices in piece.parts.items()}
+    _unchanged(len(rows), piece.total)
+    own = len(piece.rows) if rows.y is None else rows.y[piece.rows]
+    whole, parts = Table(rows.x, rows.y), split.indices(own, (seed, id), rows.task)
+    return {name: whole.take(piece.rows[places]) for name, places in parts.items()}
 
 
-def recipe(source: Source, id: str, indices: np.ndarray, split: Split, seed: int) -> Client:
-    """One client that holds the given rows of a source, split by its own labels."""
-    rows = source.read()
-    own = len(indices) if rows.y is None else rows.y[indices]
-    parts = {name: indices[places] for name, places in split.indices(own, (seed, id), rows.task).items()}
-    return Client(id, load, {"piece": Piece(source, parts, len(rows))}, rows=len(parts["train"]))
+def _unchanged(rows: int, before: int) -> None:
+    if rows != before:
+        raise InputError(f"data: the source has {rows:,} rows and had {before:,} when the job began; start the job again")
 
 
-def clients(source: Source, partition: Partition, split: Split, seed: int) -> list[Client]:
+def load_held(source: Holders, position: int, split: Split, seed: int) -> Splits:
+    """The tables by use of a client that its source has on its own."""
+    table = source.table(position, seed)
+    parts = split.indices(len(table) if table.y is None else table.y, (seed, source.ids[position]), source.task)
+    return {name: table.take(places) for name, places in parts.items()}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A source of which every client has a part: the partition's assignment, made where and when it is first needed."""
+
+    source: Source
+    partition: Partition
+    seed: int
+    total: int
+
+    @cached_property
+    def _assignment(self) -> Assignment:
+        rows = self.source.read()
+        _unchanged(len(rows), self.total)
+        return self.partition.assign(rows, self.seed)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Cut, (self.source, self.partition, self.seed, self.total)
+
+    @property
+    def ids(self) -> Ids:
+        return self._assignment.ids
+
+    @property
+    def classes(self) -> tuple[Any, ...] | None:
+        rows = self.source.read()
+        return None if rows.y is None or rows.task != "classification" else tuple(np.unique(rows.y).tolist())
+
+    def sizes(self) -> np.ndarray:
+        return self._assignment.sizes
+
+    def client(self, position: int, split: Split) -> Client:
+        rows = self._assignment.rows(position)
+        arguments = {"piece": Piece(self.source, rows, self.total), "id": self.ids[position], "split": split, "seed": self.seed}
+        return Client(self.ids[position], load, arguments, int(split.training_rows(np.array(len(rows)))))
+
+
+@dataclass(frozen=True)
+class Held:
+    """A source that has its clients one by one."""
+
+    source: Holders
+    seed: int
+
+    @property
+    def ids(self) -> Ids:
+        return self.source.ids
+
+    @property
+    def classes(self) -> tuple[Any, ...] | None:
+        return self.source.classes
+
+    def sizes(self) -> np.ndarray:
+        return self.source.sizes(np.arange(len(self.ids)), self.seed)
+
+    def client(self, position: int, split: Split) -> Client:
+        rows = split.training_rows(self.source.sizes(np.array([position]), self.seed))
+        arguments = {"source": self.source, "position": position, "split": split, "seed": self.seed}
+        return Client(self.ids[position], load_held, arguments, int(rows[0]))
+
+
+@dataclass(frozen=True)
+class Population(Sequence[Client]):
+    """All clients of a job in canonical order, which is that of their ids, each made when it is asked for.
+
+    What is kept is the order of the rows and where it is cut, or nothing for a source that has its clients one by one. Sent to
+    another process it takes along the options alone, and for data in memory the data, and cuts again there.
+    """
+
+    holders: Cut | Held
+    split: Split
+
+    def __len__(self) -> int:
+        return len(self.holders.ids)
+
+    @overload
+    def __getitem__(self, position: int) -> Client: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[Client]: ...
+    def __getitem__(self, position: int | slice) -> Client | list[Client]:
+        if isinstance(position, slice):
+            return [self[k] for k in range(*position.indices(len(self)))]
+        return self.holders.client(position + len(self) if position < 0 else position, self.split)
+
+    @property
+    def rows(self) -> int:
+        """Training rows of all clients together. Where more than half of the rows are held out and classes are kept in every part,
+        a client may have a few more."""
+        return int(self.split.training_rows(self.holders.sizes()).sum())
+
+    @property
+    def classes(self) -> tuple[Any, ...] | None:
+        """The labels that may occur, in ascending order; None for a regression and without labels."""
+        return self.holders.classes
+
+
+def clients(source: Source | Holders, partition: Partition, split: Split, seed: int) -> Population:
     """All clients of a job, sorted by id. Raises InputError when the source, the partition or the split cannot work."""
-    rows: Rows = source.read()
-    return [recipe(source, id, indices, split, seed) for id, indices in partition.assign(rows, seed)]
+    if isinstance(source, Holders):
+        if not isinstance(partition, Column):
+            raise InputError(
+                f"partition: the data has {len(source.ids):,} clients of its own and no rows to deal to others; leave [partition] out"
+            )
+        holders: Cut | Held = Held(source, seed)
+    else:
+        holders = Cut(source, partition, seed, len(source.read()))
+    split.refuse_empty(holders.sizes(), holders.ids)
+    return Population(holders, split)
 
 
-def central(source: Source) -> Table | None:
+def task_of(source: Source | Holders) -> Task:
+    """What the labels of a source are."""
+    return source.task if isinstance(source, Holders) else source.read().task
+
+
+def central(source: Source | Holders) -> Table | None:
     """The central test set, where the data set comes with one."""
-    return source.read().test
+    return None if isinstance(source, Holders) else source.read().test
 
 
 def pooled(clients: Sequence[Client]) -> list[Client]:

@@ -100,8 +100,13 @@ def no_constants(facts: Facts) -> None:
             )
 
 
-def labels(facts: Facts, task: Task, needs: frozenset[str], single_class: Policy) -> tuple[Any, ...] | None:
-    """The labels fit the task and the learner. Returns the classes in ascending order, None for a regression."""
+def labels(
+    facts: Facts, task: Task, needs: frozenset[str], single_class: Policy, known: tuple[Any, ...] = ()
+) -> tuple[Any, ...] | None:
+    """The labels fit the task and the learner. Returns the classes in ascending order, None for a regression.
+
+    known: classes that count as trained even if no client with facts has them: there may be others.
+    """
     wants_classes = bool(needs & {"classes", "two classes"})
     wants_numbers = bool(needs & {"numbers", "counts"})
     if task == "regression" and wants_classes:
@@ -122,7 +127,7 @@ def labels(facts: Facts, task: Task, needs: frozenset[str], single_class: Policy
     if task == "regression":
         _targets(facts, needs)
         return None
-    return _classes(facts, needs, single_class)
+    return _classes(facts, needs, single_class, known)
 
 
 def _targets(facts: Facts, needs: frozenset[str]) -> None:
@@ -142,7 +147,7 @@ def _targets(facts: Facts, needs: frozenset[str]) -> None:
             )
 
 
-def _classes(facts: Facts, needs: frozenset[str], single_class: Policy) -> tuple[Any, ...]:
+def _classes(facts: Facts, needs: frozenset[str], single_class: Policy, known: tuple[Any, ...]) -> tuple[Any, ...]:
     kinds: dict[str, str] = {}
     for client, own in facts.items():
         if "counts" not in own["labels"]:
@@ -152,7 +157,7 @@ def _classes(facts: Facts, needs: frozenset[str], single_class: Policy) -> tuple
         raise InputError(
             f"labels are numbers at client {kinds['numbers']} and text at client {kinds['text']}; write them the same way at all clients"
         )
-    trained = {label for own in facts.values() for label, _ in own["labels"]["counts"]["train"]}
+    trained = {label for own in facts.values() for label, _ in own["labels"]["counts"]["train"]} | set(known)
     for client, own in facts.items():
         for split, counts in own["labels"]["counts"].items():
             unknown = [label for label, _ in counts if label not in trained]

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -36,11 +36,60 @@ class Rows:
         return len(self.x)
 
 
+@dataclass(frozen=True, eq=False)
+class Ids:
+    """The ids of so many clients by position, ascending.
+
+    given: (clients,) of str, ascending; without it they are made up: ``client-000`` and on, padded, so that the order of the
+           strings is that of the numbers.
+    """
+
+    count: int
+    given: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, position: int) -> str:
+        if not 0 <= position < self.count:
+            raise IndexError(f"there are {self.count:,} clients, and none at position {position:,}")
+        if self.given is not None:
+            return str(self.given[position])
+        return f"client-{position:0{max(3, len(str(self.count - 1)))}d}"
+
+
 class Source(Protocol):
     """Where data comes from: a frozen dataclass of options, in a job the table ``[data]``."""
 
     def read(self) -> Rows:
         """All rows; the same object again in the same process while it is among the last ones used."""
+        ...
+
+
+@runtime_checkable
+class Holders(Protocol):
+    """A source that has its clients one by one: a client's rows are read or made when it is loaded, and nobody holds all rows.
+
+    Everything it gives is a function of its options, the seed of the job and the client alone.
+    """
+
+    @property
+    def task(self) -> Task: ...
+
+    @property
+    def classes(self) -> tuple[Any, ...] | None:
+        """The labels that may occur, in ascending order, for classification; else None."""
+        ...
+
+    @property
+    def ids(self) -> Ids: ...
+
+    def sizes(self, positions: np.ndarray, seed: int) -> np.ndarray:
+        """Rows of the clients at the given positions, int64, without making any of them."""
+        ...
+
+    def table(self, position: int, seed: int) -> Table:
+        """All rows of one client."""
         ...
 
 

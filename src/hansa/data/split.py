@@ -7,7 +7,7 @@ splits alone, where its data is, just as it would in a simulation.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 from annotated_types import Ge, Lt
@@ -17,6 +17,12 @@ from hansa.core.randomness import generator
 from hansa.data.sources import Task
 
 Fraction = Annotated[float, Ge(0), Lt(1)]
+
+
+class Names(Protocol):
+    """Clients' ids by their position."""
+
+    def __getitem__(self, position: int, /) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -48,39 +54,55 @@ class Split:
         InputError when no row is left for training.
         """
         rows = y if isinstance(y, int) else len(y)
-        sizes = {"test": _nearest(rows * self.test), "validation": _nearest(rows * self.validation)}
-        if rows - sum(sizes.values()) < 1:
-            raise InputError(
-                f"client {key[1]}: has {rows:,} rows, and split.validation={self.validation:g} with split.test={self.test:g} leaves "
-                "none for training; lower these, or leave the client out"
-            )
-        random = generator(key[0], "split", key[1])
-        stratified = self.stratify and task == "classification" and not isinstance(y, int)
-        label = np.unique(y, return_inverse=True)[1] if stratified else np.zeros(rows, dtype=np.int64)
-        queues = [random.permutation(np.flatnonzero(label == k)) for k in range(label.max() + 1)]
-        counts = np.array([len(queue) for queue in queues])
-        lots = random.permutation(len(queues))
-        free = np.maximum(counts - 1, 0)  # a row of every class stays
-        spare = (counts == 1).astype(np.int64)
-        parts, taken = {}, np.zeros(len(queues), dtype=np.int64)
-        for name, size in sizes.items():
-            take = _apportion(counts * size / rows, free, size, lots)
-            free = free - take
-            short = _apportion(np.zeros(len(queues)), spare, size - int(take.sum()), lots)
-            spare = spare - short
-            take = take + short
-            held = [queue[start : start + n] for queue, start, n in zip(queues, taken, take, strict=True)]
-            parts[name] = np.sort(np.concatenate(held)).astype(np.int64)
-            taken = taken + take
-        parts["train"] = np.sort(np.concatenate([queue[start:] for queue, start in zip(queues, taken, strict=True)])).astype(
-            np.int64
-        )
+        self.refuse_empty(np.array([rows]), [key[1]])
+        sizes = {"test": int(_nearest(rows * self.test)), "validation": int(_nearest(rows * self.validation))}
+        parts = {name: np.zeros(0, dtype=np.int64) for name in sizes} | {"train": np.arange(rows, dtype=np.int64)}
+        if any(sizes.values()):
+            random = generator(key[0], "split", key[1])
+            stratified = self.stratify and task == "classification" and not isinstance(y, int)
+            parts = _drawn(np.unique(y, return_inverse=True)[1] if stratified else np.zeros(rows, np.int64), sizes, random)
         fractions = {"train": 1.0, "validation": self.validation, "test": self.test}
         return {name: parts[name] for name, fraction in fractions.items() if fraction > 0}
 
+    def training_rows(self, rows: np.ndarray) -> np.ndarray:
+        """How many rows clients of so many rows train on, (clients,), at least: stratified, it is more at a client that holds out
+        more than half of its rows and has many classes."""
+        return np.asarray(rows - _nearest(rows * self.test) - _nearest(rows * self.validation))
 
-def _nearest(value: float) -> int:
-    return int(np.floor(value + 0.5))
+    def refuse_empty(self, rows: np.ndarray, ids: Names) -> None:
+        """InputError for the first of the clients (their numbers of rows, their ids) that is left with no row for training."""
+        empty = np.flatnonzero(self.training_rows(rows) < 1)
+        if len(empty):
+            raise InputError(
+                f"client {ids[int(empty[0])]}: has {int(rows[empty[0]]):,} rows, and split.validation={self.validation:g} with "
+                f"split.test={self.test:g} leaves none for training; lower these, or leave the client out"
+            )
+
+
+def _drawn(label: np.ndarray, sizes: dict[str, int], random: np.random.Generator) -> dict[str, np.ndarray]:
+    """Parts of the given sizes, drawn from every class (numbered from 0) in proportion, and what is left as "train"."""
+    counts = np.bincount(label)
+    order, ends = np.argsort(label, kind="stable"), np.cumsum(counts).tolist()
+    queues = [random.permutation(order[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+    lots = random.permutation(len(queues))
+    free = np.maximum(counts - 1, 0)  # a row of every class stays
+    spare = (counts == 1).astype(np.int64)
+    parts, taken = {}, np.zeros(len(queues), dtype=np.int64)
+    for name, size in sizes.items():
+        take = _apportion(counts * size / len(label), free, size, lots)
+        free = free - take
+        short = _apportion(np.zeros(len(queues)), spare, size - int(take.sum()), lots)
+        spare = spare - short
+        take = take + short
+        held = [queue[start : start + n] for queue, start, n in zip(queues, taken, take, strict=True)]
+        parts[name] = np.sort(np.concatenate(held)).astype(np.int64)
+        taken = taken + take
+    left = [queue[start:] for queue, start in zip(queues, taken, strict=True)]
+    return parts | {"train": np.sort(np.concatenate(left)).astype(np.int64)}
+
+
+def _nearest(value: Any) -> np.ndarray:
+    return np.floor(value + 0.5).astype(np.int64)
 
 
 def _apportion(quotas: np.ndarray, most: np.ndarray, total: int, lots: np.ndarray) -> np.ndarray:
@@ -91,9 +113,11 @@ def _apportion(quotas: np.ndarray, most: np.ndarray, total: int, lots: np.ndarra
     if total == 0:
         return np.zeros_like(most)
     given = np.minimum(np.floor(quotas).astype(np.int64), most)
-    order = np.lexsort((lots, -(quotas - given)))
-    while given.sum() < total and (given < most).any():
+    order = np.lexsort((lots, -(quotas - given))).tolist()
+    left, room = total - int(given.sum()), (most - given).tolist()
+    while left > 0 and any(room):
         for k in order:
-            if given[k] < most[k] and given.sum() < total:
-                given[k] += 1
-    return given
+            if room[k] and left:
+                room[k] -= 1
+                left -= 1
+    return most - np.array(room, dtype=np.int64)

@@ -24,8 +24,8 @@ from hansa.core.params import Params
 from hansa.learners.mlp_batches import batches
 from hansa.learners.mlp_network import Network
 
-WINDOW = 40
-"""Rows of a window. The Gram matrix costs as much more per row as there are rows, and products gain little beyond this height."""
+WINDOW = 64
+"""Most rows of a window. The Gram matrix costs the more per row the more rows there are, and taller products gain little more."""
 
 
 def train_delayed(
@@ -53,39 +53,42 @@ class _Memory:
     def __init__(self, network: Network, width: int, dtype: np.dtype) -> None:
         from scipy.linalg.blas import dgemm, sgemm
 
-        self.network, self.width = network, width
+        self.network = network
         self.gemm = sgemm if dtype == np.float32 else dgemm
-        pays = min(network.widths[:2]) >= 2 * WINDOW
-        self.span = max(1, WINDOW // width) if pays else 1
-        n = self.span * width
+        # The Gram matrix adds rows / (2 outputs) to the cost of the first layer's products, the corrections rows / (2 inputs).
+        self.rows = min(WINDOW, min(network.widths[:2]) // 2)
+        n = max(self.rows, width)
         self.x = np.empty((n, network.widths[0]), dtype)
         self.product, self.v = np.zeros((2, n, network.widths[1]), dtype)
-        self.gram = np.empty((n, n) if self.span > 1 else (0, 0), dtype)
+        self.gram = np.empty((self.rows, self.rows), dtype)
         self.z, self.aim = np.zeros((2, n, network.outputs), dtype)
         self.high, self.scale, self.total = np.zeros((n, 1), dtype), np.zeros((n, 1), dtype), np.ones((n, 1), dtype)
-        self.slots: dict[tuple[int, int], _Slot] = {}
+        self._width, self._slots = 0, dict[tuple[int, int], _Slot]()
 
-    def slot(self, step: int, size: int) -> _Slot:
-        """The memory of a window's step of so many rows."""
-        if (step, size) not in self.slots:
-            self.slots[step, size] = _Slot(self, step, size)
-        return self.slots[step, size]
+    def slot(self, step: int, width: int, size: int) -> _Slot:
+        """The memory of a window's step, of which the first ``size`` of ``width`` rows are real."""
+        if width != self._width:  # with full batches every client has its own width, and their slots would add up
+            self._width = width
+            self._slots.clear()
+        if (step, size) not in self._slots:
+            self._slots[step, size] = _Slot(self, step, width, size)
+        return self._slots[step, size]
 
 
 class _Slot:
     """One step's part of the working memory: views that are made once, because making them costs as much as using them."""
 
-    def __init__(self, memory: _Memory, step: int, size: int) -> None:
-        low, widths, dtype = step * memory.width, memory.network.widths, memory.x.dtype
+    def __init__(self, memory: _Memory, step: int, width: int, size: int) -> None:
+        low, widths, dtype = step * width, memory.network.widths, memory.x.dtype
         here = slice(low, low + size)
-        self.product, self.v, self.rest = memory.product[here], memory.v[here], memory.v[low + size : low + memory.width]
+        self.product, self.v, self.rest = memory.product[here], memory.v[here], memory.v[low + size : low + width]
         self.gram = memory.gram[here, :low] if low else None
         self.before, self.correction = memory.v[:low], np.empty((size, widths[1]), dtype)
-        self.hidden = [np.ones((size, width + 1), dtype) for width in widths[1:-1]]
+        self.hidden = [np.ones((size, units + 1), dtype) for units in widths[1:-1]]
         self.inner = [h[:, :-1] for h in self.hidden]
-        self.delta = [self.v, *(np.empty((size, width), dtype) for width in widths[2:])]
-        self.zeros = [np.zeros((size, width), dtype) for width in widths[1:-1]]
-        self.mask = [np.empty((size, width), bool) for width in widths[1:-1]]
+        self.delta = [self.v, *(np.empty((size, units), dtype) for units in widths[2:])]
+        self.zeros = [np.zeros((size, units), dtype) for units in widths[1:-1]]
+        self.mask = [np.empty((size, units), bool) for units in widths[1:-1]]
         self.z, self.aim, self.high, self.scale, self.total = (
             part[here] for part in (memory.z, memory.aim, memory.high, memory.scale, memory.total)
         )
@@ -98,9 +101,9 @@ def _train_client(
     steps, width = chosen.shape
     real = np.arange(width) < count[:, None]
     scale = real * (-rate / np.maximum(count, 1)[:, None])
-    loss = 0.0
-    for first in range(0, steps, memory.span):
-        part = slice(first, min(first + memory.span, steps))
+    loss, span = 0.0, max(1, memory.rows // max(width, 1))
+    for first in range(0, steps, span):
+        part = slice(first, min(first + span, steps))
         rows = chosen[part].reshape(-1)
         memory.scale[: len(rows), 0] = scale[part].reshape(-1)
         loss += _window(memory, layers, table, rows, count[part].tolist(), real[part].reshape(-1))
@@ -110,7 +113,7 @@ def _train_client(
 def _window(
     memory: _Memory, layers: list[np.ndarray], table: Table, rows: np.ndarray, counts: list[int], real: np.ndarray
 ) -> float:
-    n, weight, bias = len(rows), layers[0][:-1], layers[0][-1]
+    n, width, weight, bias = len(rows), len(rows) // len(counts), layers[0][:-1], layers[0][-1]
     x, product, v = memory.x[:n], memory.product[:n], memory.v[:n]
     table.x.take(rows, axis=0, out=x, mode="clip")
     targets = memory.network.targets(table.y.take(rows), x.dtype)
@@ -121,7 +124,7 @@ def _window(
         gram = np.matmul(x, x.T, out=memory.gram[:n, :n])
         gram += 1  # the bias is the weight of an input that is always one
     for step, size in enumerate(counts):
-        slot = memory.slot(step, size)
+        slot = memory.slot(step, width, size)
         if slot.gram is not None:
             np.matmul(slot.gram, slot.before, out=slot.correction)
             slot.product += slot.correction

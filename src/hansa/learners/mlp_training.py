@@ -1,9 +1,9 @@
 """Local training of a perceptron at the clients of a block.
 
-There are two regimes, and which one is used depends on the job alone. A small step costs more to call than to compute, so small models
-are trained stacked: one batched product per layer and step, for a group of clients whose weights and rows fit in the cache. A large
-step costs what its memory traffic costs, so large models are trained one client after another, the weights staying in the cache;
-plain SGD then never forms a gradient (:mod:`hansa.learners.mlp_delayed`).
+There are two regimes, and which one is used depends on the model alone. A step of a small model costs more to call than to compute, so
+small models are trained stacked: one batched product per layer and step, for a group of clients whose weights and rows fit in the cache
+together. A step of a large model costs what its memory traffic costs, so large models are trained one client after another; plain SGD
+then never forms a gradient (:mod:`hansa.learners.mlp_delayed`).
 
 Clients are sorted by their number of steps, so that those still training are always a leading slice of the stacked arrays. Short
 mini-batches are padded with rows whose share is zero.
@@ -16,17 +16,17 @@ from collections.abc import Callable
 import numpy as np
 
 from hansa.core.blocks import LoadedBlock
-from hansa.core.local import SGD, Plan, Schedule, Trained, clip_, direction, repeat, schedule
+from hansa.core.local import SGD, Plan, Schedule, Trained, clip_, direction, schedule
 from hansa.core.params import Params
 from hansa.learners.mlp_batches import batches
 from hansa.learners.mlp_delayed import train_delayed
 from hansa.learners.mlp_network import Network, Reused, Room
 
-LARGE_STEP = 1 << 20
-"""Rows times parameters of a step from which clients are trained one after another."""
+LARGE = 100_000
+"""Parameters from which clients are trained one after another: about where the weights of one fill a core's own cache."""
 
-GROUP_BYTES = 1 << 21
-"""What the weights, the gradients and the mini-batches of a stacked group may take together."""
+GROUP_BYTES = 1 << 22
+"""What the weights, the gradients and the mini-batches of a stacked group may take together: a few times a core's own cache."""
 
 Move = Callable[[Params, list[np.ndarray], np.ndarray, int], None]
 """(params, values of the forward pass, delta of the output, step): one step in place."""
@@ -35,11 +35,11 @@ Move = Callable[[Params, list[np.ndarray], np.ndarray, int], None]
 def train(network: Network, params: Params, block: LoadedBlock, plan: Plan, l2: float) -> Trained:
     """Train every client of the block from the same params, by the step that :mod:`hansa.core.local` defines."""
     times = schedule(block, plan.local)
-    width = plan.local.batch_size or int(times.rows.max(initial=1))
-    large = width * network.parameters >= LARGE_STEP
+    large = network.parameters >= LARGE
     if large and not l2 and is_plain(plan):
         stacked, losses = train_delayed(network, params, block.tables, times, plan.rate)
     else:
+        width = plan.local.batch_size or int(times.rows.max(initial=1))
         step_bytes = (2 * network.parameters + width * network.widths[0]) * params["layer0.weight"].dtype.itemsize
         group = 1 if large else max(1, GROUP_BYTES // step_bytes)
         stacked, losses = _train_stacked(network, params, block, times, plan, l2, group)
@@ -62,7 +62,7 @@ def _train_stacked(
     labels, real = todo.labels(tables), todo.real()
     share = (real / np.maximum(todo.count, 1)[..., None]).astype(dtype)
     losses = np.zeros(share.shape, dtype)
-    stacked = {name: repeat(value, len(block)) for name, value in params.items()}
+    stacked = {name: np.repeat(value[None], len(block), axis=0) for name, value in params.items()}
     room = Reused()
     width = share.shape[2]
     for first in range(0, len(block), group):
