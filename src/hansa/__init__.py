@@ -9,7 +9,7 @@ The public API, all of it:
     Column, IID, Dirichlet, Shards          how rows become clients
     from_arrays, from_table, from_torch     data that is in memory; BuiltIn and File for built-in sets and files
     Standard                                federated preprocessing
-    FedAvg, FedProx, Scaffold, GradientDescent, Newton; Local, SGD, Adam; server optimisers in ``hansa.server``
+    FedAvg, FedProx, Scaffold, GradientDescent, Newton; Local, SGD, Adam; server optimisers in ``hansa.algorithms.server_optimizers``
     Sklearn, TorchLearner, MLP              learners; estimators and modules may also be given to a job as they are
     Inline, Processes                       engines
     HansaError, InputError, RunFailed, Diverged

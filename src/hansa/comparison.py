@@ -21,6 +21,7 @@ from hansa.core.metrics import Metrics
 from hansa.core.params import Params
 from hansa.core.store import MemoryStore
 from hansa.data import recipes
+from hansa.engines.inline import Inline
 from hansa.job import Job, Rounds
 
 OVERALL = "overall"
@@ -99,7 +100,7 @@ def _title(algorithm: Any) -> str:
 
 def _ways(job: Job, clients: Sequence[Client], algorithms: Sequence[Any]) -> Iterator[Scores]:
     """The scores of each way to learn, in the order of the table."""
-    best = _optimum(job, clients)
+    best = replace(_optimum(job, clients), engine=Inline())  # one client at a time has no work for several processes
     yield _scores([client.id for client in clients], [_alone(best, client) for client in clients])
     with _prepared(best, recipes.pooled(clients), lenient=True) as (setting, state):
         schema, params = _trained(setting, state)
@@ -116,7 +117,7 @@ def _alone(job: Job, client: Client) -> Metrics:
     """What a client reaches with its own rows; nothing where they are of one class, from which no model can be fitted."""
     train, test = (client.load()[split] for split in ("train", "test"))
     classes = set(np.unique(train.y))
-    if job.data.read().task == "classification" and (len(classes) < 2 or not set(np.unique(test.y)) <= classes):
+    if recipes.task_of(job.data) == "classification" and (len(classes) < 2 or not set(np.unique(test.y)) <= classes):
         return {}
     with _prepared(job, [client], lenient=True) as (setting, state):
         return training.per_client(setting, *_trained(setting, state), "test")[1]
@@ -154,8 +155,8 @@ def _enough(job: Job) -> Rounds:
 
 def _by_client(setting: training.Setting, schema: Any, params: Params) -> Scores:
     each, _ = training.per_client(setting, schema, params, "test")
-    own = [{name: (total[k], count[k]) for name, (total, count) in each.items()} for k in range(len(setting.clients))]
-    return _scores([client.id for client in setting.clients], own)
+    own = [{name: (total[k], count[k]) for name, (total, count) in each.items()} for k in range(len(setting.judges))]
+    return _scores([setting.clients[position].id for position in setting.judges], own)
 
 
 def _scores(ids: Sequence[str], own: Sequence[Metrics]) -> Scores:

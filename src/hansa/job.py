@@ -45,12 +45,14 @@ class Evaluation:
     """How the model is judged while it is trained.
 
     every:     evaluate after every so many rounds, and after the last one.
-    watch:     the metric that chooses the best model and stops early, on the validation rows; "" for the learner's loss.
+    clients:   on whose held-out rows: a share of all clients in (0, 1], or a number of clients above 1; the same ones every time.
+    watch:     the metric that chooses the best model and stops early, on the validation rows.
     patience:  stop after so many rounds without an improvement of at least ``least``; 0 never stops.
     best:      give back the params of the best round on the validation rows, not those of the last; needs split.validation > 0.
     """
 
     every: Annotated[int, Ge(1)] = 1
+    clients: Annotated[float, Gt(0)] = 1.0
     watch: str = "loss"
     patience: Annotated[int, Ge(0)] = 0
     least: Annotated[float, Ge(0)] = 0.0
@@ -142,7 +144,10 @@ def load(source: str | Path, overrides: tuple[str, ...] = ()) -> Job:
     path = Path(source)
     if not path.is_file():
         raise InputError(f"job {path}: no such file (hansa new writes a starter job)")
-    return from_text(path.read_text("utf-8"), overrides, str(path))
+    try:
+        return from_text(path.read_text("utf-8"), overrides, str(path))
+    except UnicodeDecodeError as error:
+        raise InputError(f"job {path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
 
 
 def from_text(text: str, overrides: tuple[str, ...] = (), where: str = "job") -> Job:

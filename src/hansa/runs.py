@@ -156,8 +156,9 @@ def _recorded(folder: RunFolder, began: float) -> Iterator[None]:
     folder.set_status("running")
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         folder.set_status("interrupted", seconds=time.perf_counter() - began)
+        stop.add_note(f"go on with: hansa resume {folder.path}")
         raise
     except HansaError as error:
         # What could not be resumed stays what it was.
@@ -166,6 +167,8 @@ def _recorded(folder: RunFolder, began: float) -> Iterator[None]:
         else:
             folder.set_status("failed", seconds=time.perf_counter() - began, error=str(error))
             write_report(folder)
+            if not isinstance(error, InputError):
+                error.add_note(f"its last good state is in {folder.path}")
         raise
     finally:
         folder.close()
@@ -177,12 +180,16 @@ def _conclude(folder: RunFolder, setting: Setting, state: State, began: float) -
     schema, learner = setting.bound(state["preparation"])
     metrics = training.judge(setting, schema, learner, params, state["round"])
     by_client: dict[str, dict[str, float]] = {}
+    overall: dict[str, float] = {}
     if job.split.test:
-        each, _ = training.per_client(setting, schema, params, "test", state["round"])
-        for place, client in enumerate(setting.clients):
-            by_client[client.id] = metric.values({name: (total[place], count[place]) for name, (total, count) in each.items()})
+        each, total_of_all = training.per_client(setting, schema, params, "test", state["round"])
+        overall = metric.values(total_of_all)
+        for place, position in enumerate(setting.judges):
+            by_client[setting.clients[position].id] = metric.values(
+                {name: (total[place], count[place]) for name, (total, count) in each.items()}
+            )
     ended = training.why_stopped(job, state)
-    folder.write_json("clients.json", {"split": "test", "metrics": by_client, "overall": metrics, "ended": ended})
+    folder.write_json("clients.json", {"split": "test", "metrics": by_client, "overall": overall, "ended": ended})
     folder.write_json("sharing.json", _sharing(setting))
     folder.save_params(params)
     return Run(

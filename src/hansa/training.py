@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,13 @@ from hansa.core.errors import InputError, did_you_mean
 from hansa.core.loop import Observer, Outcome, Terms, evaluate, play_round, unobserved
 from hansa.core.metrics import Metrics
 from hansa.core.params import Params
-from hansa.core.sampling import cohort, cohort_size
+from hansa.core.sampling import cohort, cohort_size, sample
 from hansa.core.store import MemoryStore
 from hansa.core.worker import EvaluateCall
 from hansa.data import columns, recipes
-from hansa.data.describe import Describe, Description, check
+from hansa.data.describe import Describe, Description, asked, check
 from hansa.data.preparation import FitPreparation, Preparer, feature_names, fitted_transformer, prepared_dtype
+from hansa.data.sources import Holders
 from hansa.job import Job
 
 
@@ -54,6 +56,12 @@ class Setting:
     def all_blocks(self) -> list[Block]:
         return blocks_of(range(len(self.clients)), self.job.rounds.block)
 
+    @cached_property
+    def judges(self) -> list[int]:
+        """Positions of the clients on whose rows models are judged, ascending: the same ones at every evaluation."""
+        size = cohort_size(len(self.clients), self.job.evaluation.clients)
+        return [int(position) for position in sample(len(self.clients), size, self.job.seed, "evaluation")]
+
     def bound(self, preparation: Any = None) -> tuple[Schema, Learner]:
         """The schema with the fitted preparation, and the learner that knows it."""
         schema = self.schema
@@ -70,38 +78,45 @@ class Setting:
         return schema, self.job.learner.bind(schema)
 
 
-def clients_of(job: Job) -> list[Client]:
-    """The recipes of a job's clients, in canonical order: sorted by id."""
+def clients_of(job: Job) -> Sequence[Client]:
+    """The recipes of a job's clients, in canonical order, sorted by id; each is made when it is asked for."""
     return recipes.clients(job.data, job.partition, job.split, job.seed)
 
 
 def open_setting(
     job: Job, clients: Sequence[Client], store: Any = None, observe: Observer = unobserved, lenient: bool = False
 ) -> Setting:
-    """Start the engine and let every client describe its data. InputError for data that cannot work.
+    """Start the engine and let the clients describe their data. InputError for data that cannot work.
+
+    Of many clients a sample describes them, unless a preparation has to visit all of them anyway.
 
     ``lenient`` accepts what one client alone may have, but all together may not: constant columns, a single class.
     """
     engine = job.engine.build()
     engine.start(job.learner, clients, MemoryStore() if store is None else store)
-    terms = Terms(job.seed, len(clients), job.rounds.weighting, job.rounds.quorum, job.transforms)
-    blocks = blocks_of(range(len(clients)), job.rounds.block)
-    source = job.data.read()
-    told = play_round(
-        {"params": {}}, algorithm=Describe(), engine=engine, blocks=blocks, schema=None, round=0, rate=1.0,
-        terms=Terms(job.seed, len(clients)), observe=observe,
-    )  # fmt: skip
-    natural = getattr(job.partition, "name", "") == "column"
-    description = check(
-        told.state["facts"],
-        task=source.task,
-        needs=job.learner.needs,
-        prepared=job.preparation is not None,
-        constant="allow" if lenient else "refuse",
-        single_class="refuse" if natural and not lenient else "allow",
-    )
-    schema = Schema(description.features, description.shape, description.dtype, description.classes, description.rows)
-    transformer, fit = _preparation(job, description)
+    try:
+        terms = Terms(job.seed, len(clients), job.rounds.weighting, job.rounds.quorum, job.transforms)
+        some = range(len(clients)) if job.preparation is not None else asked(len(clients), job.seed).tolist()
+        told = play_round(
+            {"params": {}}, algorithm=Describe(), engine=engine, blocks=blocks_of(some, job.rounds.block), schema=None, round=0,
+            rate=1.0, terms=Terms(job.seed, len(clients)), observe=observe,
+        )  # fmt: skip
+        holders = isinstance(job.data, Holders)
+        natural = getattr(job.partition, "name", "") == "column" and not holders
+        description = check(
+            told.state["facts"],
+            task=recipes.task_of(job.data),
+            needs=job.learner.needs,
+            prepared=job.preparation is not None,
+            constant="allow" if lenient else "refuse",
+            single_class="refuse" if natural and not lenient else "allow",
+            everyone=recipes.everyone(clients) if holders or len(some) < len(clients) else None,
+        )
+        schema = Schema(description.features, description.shape, description.dtype, description.classes, description.rows)
+        transformer, fit = _preparation(job, description)
+    except BaseException:
+        engine.stop()  # whoever asked for the setting will never get hold of it
+        raise
     return Setting(job, engine, clients, description, schema, transformer, fit, recipes.central(job.data), terms, observe)
 
 
@@ -208,8 +223,9 @@ def judge(setting: Setting, schema: Schema, learner: Learner, params: Params, nu
 
 
 def per_client(setting: Setting, schema: Schema, params: Params, split: str, number: int = 0) -> tuple[Metrics, Metrics]:
-    """Metrics of one split under given params: (by client, over all)."""
-    return evaluate(setting.engine, EvaluateCall(params, schema, setting.job.seed, number, split), setting.all_blocks)
+    """Metrics of one split under given params: (by client, over all), of the clients ``setting.judges``."""
+    blocks = blocks_of(setting.judges, setting.job.rounds.block)
+    return evaluate(setting.engine, EvaluateCall(params, schema, setting.job.seed, number, split), blocks)
 
 
 def central(setting: Setting, schema: Schema, learner: Learner, params: Params) -> Metrics:
@@ -255,6 +271,8 @@ def exported(setting: Setting, state: State) -> Any:
     model = learner.export(chosen_params(setting.job, state))
     if setting.fit is None:
         return model
-    from sklearn.pipeline import make_pipeline
+    from sklearn.pipeline import Pipeline, make_pipeline
 
-    return make_pipeline(fitted_transformer(setting.transformer, state["preparation"]), model)
+    fitted = fitted_transformer(setting.transformer, state["preparation"])
+    before = [step for _, step in fitted.steps] if isinstance(fitted, Pipeline) else [fitted]
+    return make_pipeline(*before, model)

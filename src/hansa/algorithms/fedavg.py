@@ -28,7 +28,7 @@ from hansa.core.updates import Total, Update, prefixed
 class FedAvg:
     """Clients train ``local`` from the global params, the server moves along their weighted mean change."""
 
-    name: Literal["fedavg"] = "fedavg"
+    name: Literal["fedavg"] = field(default="fedavg", kw_only=True)
     local: Local = field(default_factory=Local)
     server: ServerOptimizer = field(default_factory=SGD)
 
@@ -69,7 +69,7 @@ def apply_delta(server: ServerOptimizer, state: State, delta: Params) -> dict[st
 class FedProx(FedAvg):
     """FedAvg whose clients are held near the global params by ``mu``/2 times the squared distance to them."""
 
-    name: Literal["fedprox"] = "fedprox"  # type: ignore[assignment]  # each algorithm has its own name
+    name: Literal["fedprox"] = field(default="fedprox", kw_only=True)  # type: ignore[assignment]  # each algorithm has its own name
     mu: Annotated[float, Ge(0)] = 0.01
 
     def plan(self, message: Message) -> Plan:

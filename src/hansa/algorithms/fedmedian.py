@@ -20,7 +20,7 @@ from hansa.core.updates import under
 class FedMedian(FedAvg):
     """FedAvg whose server takes, entry by entry, the median of the clients' changes; every client counts as one."""
 
-    name: Literal["fedmedian"] = "fedmedian"  # type: ignore[assignment]  # each algorithm has its own name
+    name: Literal["fedmedian"] = field(default="fedmedian", kw_only=True)  # type: ignore[assignment]  # each algorithm has its own name
 
     collective: Collective = field(default="gather", init=False, repr=False)
 

@@ -21,7 +21,7 @@ from hansa.core.updates import Total, Update
 class GradientDescent:
     """x - eta * mean gradient, with eta in ``server.learning_rate``."""
 
-    name: Literal["gradient_descent"] = "gradient_descent"
+    name: Literal["gradient_descent"] = field(default="gradient_descent", kw_only=True)
     server: ServerOptimizer = field(default_factory=lambda: SGD(learning_rate=0.1))
 
     collective: Collective = field(default="sum", init=False, repr=False)

@@ -34,7 +34,7 @@ class Newton:
     armijo:     share of the predicted decrease that a step must reach.
     """
 
-    name: Literal["newton"] = "newton"
+    name: Literal["newton"] = field(default="newton", kw_only=True)
     tolerance: Annotated[float, Gt(0)] = 1e-14
     armijo: Annotated[float, Gt(0), Lt(0.5)] = 1e-4
 

@@ -35,7 +35,7 @@ class Scaffold:
     The local optimiser must be plain SGD: the control variate is the mean gradient only then.
     """
 
-    name: Literal["scaffold"] = "scaffold"
+    name: Literal["scaffold"] = field(default="scaffold", kw_only=True)
     local: Local = field(default_factory=Local)
     server_rate: Annotated[float, Gt(0)] = 1.0
 

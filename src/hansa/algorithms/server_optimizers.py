@@ -10,7 +10,7 @@ Each is a pair of pure functions: ``init(params) -> state`` and ``step(params, d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
@@ -23,7 +23,7 @@ from hansa.core.params import Array, Params, map_params, zeros_like
 class SGD:
     """x + eta * Delta. With eta = 1 this is the plain average of the clients' params."""
 
-    name: Literal["sgd"] = "sgd"
+    name: Literal["sgd"] = field(default="sgd", kw_only=True)
     learning_rate: Annotated[float, Gt(0)] = 1.0
 
     def init(self, params: Params) -> State:
@@ -37,7 +37,7 @@ class SGD:
 class Momentum:
     """m = beta_1 m + Delta; x + eta * m (FedAvgM: Hsu, Qi, Brown 2019)."""
 
-    name: Literal["momentum"] = "momentum"
+    name: Literal["momentum"] = field(default="momentum", kw_only=True)
     learning_rate: Annotated[float, Gt(0)] = 1.0
     beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
 
@@ -74,7 +74,7 @@ class Adaptive:
 class AdaGrad(Adaptive):
     """FedAdagrad: v = v + Delta^2."""
 
-    name: Literal["adagrad"] = "adagrad"
+    name: Literal["adagrad"] = field(default="adagrad", kw_only=True)
     beta1: Annotated[float, Ge(0), Lt(1)] = 0.0
 
     def second_moment(self, v: Array, d: Array) -> Array:
@@ -85,7 +85,7 @@ class AdaGrad(Adaptive):
 class Adam(Adaptive):
     """FedAdam: v = beta_2 v + (1 - beta_2) Delta^2."""
 
-    name: Literal["adam"] = "adam"
+    name: Literal["adam"] = field(default="adam", kw_only=True)
     beta2: Annotated[float, Ge(0), Lt(1)] = 0.99
 
     def second_moment(self, v: Array, d: Array) -> Array:
@@ -96,7 +96,7 @@ class Adam(Adaptive):
 class RMSprop(Adam):
     """FedAdam without the first moment (beta_1 = 0), which is RMSprop (Tieleman and Hinton 2012) at the server."""
 
-    name: Literal["rmsprop"] = "rmsprop"  # type: ignore[assignment]  # each optimiser has its own name
+    name: Literal["rmsprop"] = field(default="rmsprop", kw_only=True)  # type: ignore[assignment]  # each optimiser has its own name
     beta1: Annotated[float, Ge(0), Lt(1)] = 0.0
 
 
@@ -104,7 +104,7 @@ class RMSprop(Adam):
 class Yogi(Adaptive):
     """FedYogi: v = v - (1 - beta_2) Delta^2 sign(v - Delta^2)."""
 
-    name: Literal["yogi"] = "yogi"
+    name: Literal["yogi"] = field(default="yogi", kw_only=True)
     beta2: Annotated[float, Ge(0), Lt(1)] = 0.99
 
     def second_moment(self, v: Array, d: Array) -> Array:

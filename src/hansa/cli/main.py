@@ -43,15 +43,15 @@ class Group(click.Group):
             click.echo(f"hansa: {error}", err=True)
             ctx.exit(BAD_INPUT)
         except HansaError as error:
-            click.echo(f"hansa: {error}", err=True)
+            click.echo("; ".join([f"hansa: {error}", *getattr(error, "__notes__", ())]), err=True)
             ctx.exit(FAILED)
         except OSError as error:
             if error.errno == EPIPE:
                 raise  # the reader of a pipe has left, as `head` does: click ends quietly
             click.echo(f"hansa: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", err=True)
             ctx.exit(FAILED)
-        except KeyboardInterrupt:
-            click.echo("hansa: interrupted; go on with: hansa resume RUN (hansa runs lists them)", err=True)
+        except KeyboardInterrupt as stop:
+            click.echo("; ".join(["hansa: interrupted", *getattr(stop, "__notes__", ())]), err=True)
             ctx.exit(INTERRUPTED)
 
 

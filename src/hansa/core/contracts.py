@@ -164,9 +164,7 @@ class Context:
 
 
 class Transform(Protocol):
-    """Clip, noise, quantise, sparsify, mask: two halves, composed like a pipeline.
-
-    """
+    """Clip, noise, quantise, sparsify, mask: two halves, composed like a pipeline."""
 
     @property
     def guarantee(self) -> str:

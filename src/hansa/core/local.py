@@ -28,7 +28,7 @@ from hansa.core.randomness import combine, derive, permutations
 class SGD:
     """Stochastic gradient descent, with heavy-ball or Nesterov momentum as in Sutskever et al. 2013 (PyTorch's form)."""
 
-    name: Literal["sgd"] = "sgd"
+    name: Literal["sgd"] = field(default="sgd", kw_only=True)
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.0
     nesterov: bool = False
 
@@ -51,7 +51,7 @@ class SGD:
 class Adam:
     """Adam (Kingma and Ba 2015, algorithm 1), with bias correction."""
 
-    name: Literal["adam"] = "adam"
+    name: Literal["adam"] = field(default="adam", kw_only=True)
     beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
     beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
     epsilon: Annotated[float, Gt(0)] = 1e-8

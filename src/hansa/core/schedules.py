@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import cos, pi
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Interval
 class Constant:
     """The same rate in every round."""
 
-    name: Literal["constant"] = "constant"
+    name: Literal["constant"] = field(default="constant", kw_only=True)
 
     def factor(self, round: int, rounds: int) -> float:
         return 1.0
@@ -23,7 +23,7 @@ class Constant:
 class Exponential:
     """``decay`` to the power of the rounds played before (0.99 in McMahan et al. 2017, section 3, for CIFAR)."""
 
-    name: Literal["exponential"] = "exponential"
+    name: Literal["exponential"] = field(default="exponential", kw_only=True)
     decay: Annotated[float, Interval(gt=0, le=1)] = 0.99
 
     def factor(self, round: int, rounds: int) -> float:
@@ -34,7 +34,7 @@ class Exponential:
 class Step:
     """Times ``factor_per_step`` after every ``every`` rounds."""
 
-    name: Literal["step"] = "step"
+    name: Literal["step"] = field(default="step", kw_only=True)
     every: Annotated[int, Ge(1)] = 100
     factor_per_step: Annotated[float, Gt(0)] = 0.1
 
@@ -46,7 +46,7 @@ class Step:
 class Cosine:
     """From 1 in the first round to ``floor`` in the last, along half a cosine (Loshchilov and Hutter 2017, without restarts)."""
 
-    name: Literal["cosine"] = "cosine"
+    name: Literal["cosine"] = field(default="cosine", kw_only=True)
     floor: Annotated[float, Interval(ge=0, le=1)] = 0.0
 
     def factor(self, round: int, rounds: int) -> float:

@@ -207,7 +207,9 @@ class EvaluateCall:
 def attempt(call: Any, worker: Worker, block: Block) -> Update | Total | Failure:
     """Do a call on a block; an exception becomes a :class:`Failure` with its traceback."""
     try:
-        result: Update | Total = call(worker, block)
+        # Arithmetic that overflows is found by its result, with the client's name; NumPy's warnings would only say it again.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            result: Update | Total = call(worker, block)
         return result
     except Exception as error:  # noqa: BLE001  # a client's code may raise anything, and it must reach the server as a value
         return Failure(

@@ -50,7 +50,7 @@ class Everyone:
 class Describe:
     """An algorithm of one round without params, played without a schema: ``state["facts"]`` is client id -> facts."""
 
-    name: Literal["describe"] = "describe"
+    name: Literal["describe"] = field(default="describe", kw_only=True)
 
     collective: Collective = field(default="gather", init=False, repr=False)
     needs: frozenset[str] = field(default=frozenset(), init=False, repr=False)

@@ -40,7 +40,7 @@ class File:
     Columns of numbers become float64, all others text. Raises InputError when read, for whatever cannot work.
     """
 
-    name: Literal["file"] = "file"
+    name: Literal["file"] = field(default="file", kw_only=True)
     path: str = field(kw_only=True)
     label: str = field(kw_only=True)
     client: str | None = None

@@ -28,7 +28,7 @@ class Memory:
     Nothing is copied where the arrays already are as they should be; do not change them during a run.
     """
 
-    name: Literal["memory"] = "memory"
+    name: Literal["memory"] = field(default="memory", kw_only=True)
     x: Any = field(kw_only=True, repr=False)
     y: Any = field(default=None, repr=False)
     client: Any = field(default=None, repr=False)

@@ -57,7 +57,7 @@ class Assignment:
 class Column:
     """Natural clients: the ones that the source names."""
 
-    name: Literal["column"] = "column"
+    name: Literal["column"] = field(default="column", kw_only=True)
 
     def assign(self, rows: Rows, seed: int) -> Assignment:
         """Raises InputError when the source names none."""
@@ -74,7 +74,7 @@ class Column:
 class IID:
     """``clients`` equal random parts: sizes differ by at most one row."""
 
-    name: Literal["iid"] = "iid"
+    name: Literal["iid"] = field(default="iid", kw_only=True)
     clients: Annotated[int, Ge(1)] = field(kw_only=True)
 
     def assign(self, rows: Rows, seed: int) -> Assignment:
@@ -96,7 +96,7 @@ class Dirichlet:
     least:  the draw is repeated until every client has so many rows.
     """
 
-    name: Literal["dirichlet"] = "dirichlet"
+    name: Literal["dirichlet"] = field(default="dirichlet", kw_only=True)
     clients: Annotated[int, Ge(1)] = field(kw_only=True)
     alpha: Annotated[float, Gt(0)] = field(kw_only=True)
     least: Annotated[int, Ge(1)] = 1
@@ -142,7 +142,7 @@ class Shards:
     shards: so many for each client.
     """
 
-    name: Literal["shards"] = "shards"
+    name: Literal["shards"] = field(default="shards", kw_only=True)
     clients: Annotated[int, Ge(1)] = field(kw_only=True)
     shards: Annotated[int, Ge(1)] = 2
 

@@ -55,7 +55,7 @@ class Standard:
     categorical:  what missing categories are: the most frequent one, or ("missing") a category of their own.
     """
 
-    name: Literal["standard"] = "standard"
+    name: Literal["standard"] = field(default="standard", kw_only=True)
     numeric: Literal["mean", "median"] = "mean"
     scale: bool = True
     categorical: Literal["most_frequent", "missing"] = "most_frequent"

@@ -15,6 +15,7 @@ import numpy as np
 
 from hansa.core.blocks import Client, Splits, Table
 from hansa.core.errors import InputError
+from hansa.data.describe import Everyone
 from hansa.data.memory import Memory
 from hansa.data.partition import Assignment, Column, Partition
 from hansa.data.sources import Holders, Ids, Source, Task
@@ -169,6 +170,13 @@ def clients(source: Source | Holders, partition: Partition, split: Split, seed: 
         holders = Cut(source, partition, seed, len(source.read()))
     split.refuse_empty(holders.sizes(), holders.ids)
     return Population(holders, split)
+
+
+def everyone(clients: Sequence[Client]) -> Everyone:
+    """What the index of a population tells of all clients, or the recipes of any clients."""
+    if isinstance(clients, Population):
+        return Everyone(len(clients), clients.rows, clients.classes or ())
+    return Everyone(len(clients), sum(client.rows for client in clients))
 
 
 def task_of(source: Source | Holders) -> Task:

@@ -28,7 +28,7 @@ from hansa.data.sources import Ids, Task
 class Fixed:
     """The same number of rows for every client."""
 
-    name: Literal["fixed"] = "fixed"
+    name: Literal["fixed"] = field(default="fixed", kw_only=True)
     count: Annotated[int, Ge(1)] = 100
 
 
@@ -39,7 +39,7 @@ class Lognormal:
     most: no client has more rows; 0 for no limit. Among a million clients, with the defaults, one has about a million rows.
     """
 
-    name: Literal["lognormal"] = "lognormal"
+    name: Literal["lognormal"] = field(default="lognormal", kw_only=True)
     mean: float = 4.0
     deviation: Annotated[float, Ge(0)] = 2.0
     least: Annotated[int, Ge(1)] = 50
@@ -61,7 +61,7 @@ class Synthetic:
     iid:       one model and one distribution of features for all; alpha and beta are not used then.
     """
 
-    name: Literal["synthetic"] = "synthetic"
+    name: Literal["synthetic"] = field(default="synthetic", kw_only=True)
     clients: Annotated[int, Ge(1)] = 30
     features: Annotated[int, Ge(1)] = 60
     labels: Annotated[int, Ge(2)] = 10

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from hansa.core.blocks import Block, Client
@@ -18,7 +18,7 @@ R = TypeVar("R")
 class Inline:
     """Do the work here, block after block."""
 
-    name: Literal["inline"] = "inline"
+    name: Literal["inline"] = field(default="inline", kw_only=True)
 
     def build(self) -> Engine:
         return InlineEngine()

@@ -13,14 +13,14 @@ import pickle
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge
 
 from hansa.core.blocks import Block, Client
-from hansa.core.contracts import Call, ClientStore, Collectives, Engine, Learner, Result
+from hansa.core.contracts import Call, ClientStore, Collectives, Engine, Result, UnboundLearner
 from hansa.core.errors import InputError, RunFailed
 from hansa.core.store import MemoryStore
 from hansa.core.updates import Failure
@@ -42,7 +42,7 @@ class Processes:
     workers: how many at most; 0 for one per CPU core. Fewer are started where there are fewer blocks.
     """
 
-    name: Literal["processes"] = "processes"
+    name: Literal["processes"] = field(default="processes", kw_only=True)
     workers: Annotated[int, Ge(0)] = 0
 
     def build(self) -> Engine:
@@ -81,7 +81,7 @@ class ProcessesEngine:
         self._seats: list[_Seat] = []
         self._serial = 0
 
-    def start(self, learner: Learner, clients: Sequence[Client], store: ClientStore) -> None:
+    def start(self, learner: UnboundLearner, clients: Sequence[Client], store: ClientStore) -> None:
         """Put the recipes where workers find them. InputError for a recipe that cannot be sent to another process."""
         self.stop()
         relayed = isinstance(store, MemoryStore)  # what is in this process's memory is read and written here, for all workers

@@ -45,7 +45,7 @@ class MLP:
     dtype:       of params, features and arithmetic.
     """
 
-    name: Literal["mlp"] = "mlp"
+    name: Literal["mlp"] = field(default="mlp", kw_only=True)
     hidden: tuple[Annotated[int, Ge(1)], ...] = (200, 200)
     activation: Activation = "relu"
     task: Task = "classification"

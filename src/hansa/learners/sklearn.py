@@ -35,7 +35,7 @@ class Sklearn:
     of SGD and Poisson models against the mean.
     """
 
-    name: Literal["sklearn"] = "sklearn"
+    name: Literal["sklearn"] = field(default="sklearn", kw_only=True)
     estimator: Any = "LogisticRegression"
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -59,6 +59,16 @@ class Sklearn:
             estimator = clone(self.estimator)
         objective_of(estimator, rows=1, classes=(0, 1))
         return estimator
+
+    def plain(self) -> dict[str, Any]:
+        """The options as a job file can hold them: an estimator object as its name and the arguments that were changed."""
+        kind, options = self.estimator, dict(self.options)
+        if not isinstance(kind, str):
+            defaults = type(kind)().get_params()
+            options = {name: value for name, value in kind.get_params().items() if repr(value) != repr(defaults[name])}
+            kind = type(kind).__name__
+        written = {name: v if isinstance(v, (bool, int, float, str)) else f"<{v!r}>" for name, v in options.items()}
+        return {"name": self.name, "estimator": kind, "options": written}
 
     @property
     def needs(self) -> frozenset[str]:

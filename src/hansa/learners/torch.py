@@ -55,7 +55,7 @@ class TorchLearner:
     l2: Annotated[float, Ge(0)] = 0.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch: Literal["auto", "stacked", "one_by_one"] = "auto"
-    name: Literal["torch"] = "torch"
+    name: Literal["torch"] = field(default="torch", kw_only=True)
 
     can: frozenset[str] = field(default=frozenset({"train", "gradient"}), init=False, repr=False)
 

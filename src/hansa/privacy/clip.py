@@ -22,7 +22,7 @@ class Clip:
     Delta * min(1, S / |Delta|), before the client's weight is applied.
     """
 
-    name: Literal["clip"] = "clip"
+    name: Literal["clip"] = field(default="clip", kw_only=True)
     norm: Annotated[float, Gt(0)] = 1.0
 
     guarantee: str = field(default="none", init=False, repr=False)

@@ -68,7 +68,12 @@ class RunFolder:
     def create(cls, root: Path | str, name: str, job_text: str) -> RunFolder:
         """Make ``root/<date>-<time>-<name>``, locked, with the job, the environment and the status "running"."""
         root = Path(root)
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"runs folder {root}: cannot be made ({error.strerror}); name another with --runs, or directory="
+            ) from None
         now = datetime.now().astimezone()
         stem = f"{now:%Y-%m-%d-%H%M%S}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.')[:60] or 'run'}"
         folder = cls(_make_folder(root, stem))
