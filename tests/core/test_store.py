@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +50,23 @@ def test_disk_store_survives_its_process_and_travels(tmp_path: Path) -> None:
     other = pickle.loads(pickle.dumps(first))  # noqa: S301  # as an engine sends it to its workers
     assert other.read("x", 2)["a"] == 1.0
     assert oct(first.path.stat().st_mode)[-3:] == "600"
+
+
+OPENED_AT_ONCE = """
+import sys
+from pathlib import Path
+import numpy as np
+from hansa.core.store import DiskStore
+store = DiskStore(Path(sys.argv[1]))
+sys.stdin.readline()
+store.write(1, {sys.argv[2]: {"a": np.ones(2)}})
+"""
+
+
+def test_several_processes_may_open_a_new_store_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "clients.sqlite"
+    commands = [[sys.executable, "-c", OPENED_AT_ONCE, str(path), f"client-{k}"] for k in range(6)]
+    started = [subprocess.Popen(c, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in commands]
+    ends = [(process.communicate("go\n", timeout=60)[1], process.returncode) for process in started]
+    assert ends == [("", 0)] * 6
+    assert all(DiskStore(path).read(f"client-{k}", 2) is not None for k in range(6))

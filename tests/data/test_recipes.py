@@ -126,3 +126,18 @@ def test_rows_without_labels_have_splits_too() -> None:
     assert (len(loaded["train"]), len(loaded["test"])) == (96, 24)
     assert loaded["train"].y is None
     assert pooled([client])[0].load()["train"].y is None
+
+
+@pytest.mark.parametrize(("source", "partition"), CASES)
+def test_a_population_survives_a_journey(source: Source, partition: Partition) -> None:
+    found = clients(source, partition, SPLIT, 3)
+    received = pickle.loads(pickle.dumps(found))  # noqa: S301  # of our own making
+    assert [client.id for client in received] == [client.id for client in found]
+    same(received[1].load(), found[1].load())
+    assert found.rows == sum(client.rows for client in found)
+    assert [client.id for client in found[1:3]] == [found[1].id, found[2].id]
+    assert found[-1].id == found[len(found) - 1].id
+
+
+def test_a_population_of_a_built_in_set_is_sent_as_its_options() -> None:
+    assert len(pickle.dumps(clients(BuiltIn("digits"), IID(clients=300), Split(), 0))) < 1000

@@ -223,12 +223,15 @@ class Count:
 @pytest.mark.parametrize("disk", [False, True])
 def test_client_state_is_one_for_all_workers(disk: bool, tmp_path: Path) -> None:
     store = DiskStore(tmp_path / "clients.sqlite") if disk else MemoryStore()
+    store.write(0, {})  # makes the file first: SQLite does not wait for its turn when two processes make the same one
     engine = Processes(workers=2).build()
     engine.start(MLP(hidden=(24,)), recipes(), store)
     try:
         for number in range(1, 5):
             blocks = blocks_of(range(CLIENTS), number)  # other blocks, so other workers
-            values = [result.values["n"] for _, result in engine.map(Count(number), blocks)]
+            results = [result for _, result in engine.map(Count(number), blocks)]
+            assert not [result for result in results if isinstance(result, Failure)], results
+            values = [result.values["n"] for result in results]
             assert np.all(np.concatenate(values) == number - 1)
         assert np.all(store.read("c3", 9)["n"] == 4)  # type: ignore[index]
     finally:

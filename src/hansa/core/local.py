@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Lt
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from hansa.core.blocks import LoadedBlock
 from hansa.core.params import Array, Params
@@ -196,6 +196,8 @@ def clip_(gradient: Params, limit: float, *, stacked: bool) -> None:
 
 
 def repeat(array: Array, clients: int) -> Array:
-    """A copy of ``array`` for each client, (clients, ...), each aligned and owned."""
+    """A copy of ``array`` for each client, (clients, ...), each contiguous, aligned and owned."""
     xp = array_namespace(array)
-    return xp.asarray(xp.broadcast_to(array, (clients, *array.shape)), copy=True)
+    copies = xp.empty((clients, *array.shape), dtype=array.dtype, device=device(array))
+    copies[...] = array  # a copy of a broadcast array would keep its strides, and BLAS needs each client's weights in one piece
+    return copies

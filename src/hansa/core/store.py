@@ -6,9 +6,12 @@ so computes the same; only the newest version before the round that writes is ke
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -52,11 +55,13 @@ class DiskStore:
         # Opened on first use, so that a run without client state has no file and a worker process has its own connection.
         if self._connection is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=NORMAL")
-            self._connection.execute(self._SCHEMA)
-            self.path.chmod(0o600)
+            connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
+            with _alone_in(self.path.parent):  # the switch to WAL does not wait for its turn as everything after it does
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute("PRAGMA synchronous=NORMAL")
+                connection.execute(self._SCHEMA)
+                self.path.chmod(0o600)
+            self._connection = connection
         return self._connection
 
     def read(self, client: str, before: int) -> Params | None:
@@ -77,6 +82,17 @@ class DiskStore:
             connection.executemany(old, [(client, round) for client in states])
             rows = ((client, round, *_packed(state)) for client, state in states.items())
             connection.executemany("INSERT INTO entries VALUES (?, ?, ?, ?)", rows)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """One process at a time; the kernel lets go when a process ends, however it ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _packed(state: Params) -> tuple[str, bytes]:

@@ -96,7 +96,7 @@ class Cut:
     def client(self, position: int, split: Split) -> Client:
         rows = self._assignment.rows(position)
         arguments = {"piece": Piece(self.source, rows, self.total), "id": self.ids[position], "split": split, "seed": self.seed}
-        return Client(self.ids[position], load, arguments, int(split.training_rows(np.array(len(rows)))))
+        return Client(self.ids[position], load, arguments, split.training_rows(len(rows)))
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ class Held:
         return self.source.sizes(np.arange(len(self.ids)), self.seed)
 
     def client(self, position: int, split: Split) -> Client:
-        rows = split.training_rows(self.source.sizes(np.array([position]), self.seed))
+        rows = int(self.source.sizes(np.array([position]), self.seed)[0])
         arguments = {"source": self.source, "position": position, "split": split, "seed": self.seed}
-        return Client(self.ids[position], load_held, arguments, int(rows[0]))
+        return Client(self.ids[position], load_held, arguments, split.training_rows(rows))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ splits alone, where its data is, just as it would in a simulation.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import floor
 from typing import Annotated, Any, Protocol
 
 import numpy as np
@@ -54,8 +55,9 @@ class Split:
         InputError when no row is left for training.
         """
         rows = y if isinstance(y, int) else len(y)
-        self.refuse_empty(np.array([rows]), [key[1]])
-        sizes = {"test": int(_nearest(rows * self.test)), "validation": int(_nearest(rows * self.validation))}
+        sizes = {"test": _nearest(rows * self.test), "validation": _nearest(rows * self.validation)}
+        if rows - sum(sizes.values()) < 1:
+            raise self._empty(key[1], rows)
         parts = {name: np.zeros(0, dtype=np.int64) for name in sizes} | {"train": np.arange(rows, dtype=np.int64)}
         if any(sizes.values()):
             random = generator(key[0], "split", key[1])
@@ -64,19 +66,22 @@ class Split:
         fractions = {"train": 1.0, "validation": self.validation, "test": self.test}
         return {name: parts[name] for name, fraction in fractions.items() if fraction > 0}
 
-    def training_rows(self, rows: np.ndarray) -> np.ndarray:
-        """How many rows clients of so many rows train on, (clients,), at least: stratified, it is more at a client that holds out
-        more than half of its rows and has many classes."""
-        return np.asarray(rows - _nearest(rows * self.test) - _nearest(rows * self.validation))
+    def training_rows(self, rows: Any) -> Any:
+        """How many rows a client of so many rows trains on, or many clients, int64 (clients,), do. It is the least number: a client
+        that holds out more than half of its rows, and keeps a row of every class for training, may train on more."""
+        return rows - _nearest(rows * self.test) - _nearest(rows * self.validation)
 
     def refuse_empty(self, rows: np.ndarray, ids: Names) -> None:
         """InputError for the first of the clients (their numbers of rows, their ids) that is left with no row for training."""
         empty = np.flatnonzero(self.training_rows(rows) < 1)
         if len(empty):
-            raise InputError(
-                f"client {ids[int(empty[0])]}: has {int(rows[empty[0]]):,} rows, and split.validation={self.validation:g} with "
-                f"split.test={self.test:g} leaves none for training; lower these, or leave the client out"
-            )
+            raise self._empty(ids[int(empty[0])], int(rows[empty[0]]))
+
+    def _empty(self, client: str, rows: int) -> InputError:
+        return InputError(
+            f"client {client}: has {rows:,} rows, and split.validation={self.validation:g} with split.test={self.test:g} leaves "
+            "none for training; lower these, or leave the client out"
+        )
 
 
 def _drawn(label: np.ndarray, sizes: dict[str, int], random: np.random.Generator) -> dict[str, np.ndarray]:
@@ -101,8 +106,8 @@ def _drawn(label: np.ndarray, sizes: dict[str, int], random: np.random.Generator
     return parts | {"train": np.sort(np.concatenate(left)).astype(np.int64)}
 
 
-def _nearest(value: Any) -> np.ndarray:
-    return np.floor(value + 0.5).astype(np.int64)
+def _nearest(value: Any) -> Any:
+    return floor(value + 0.5) if isinstance(value, float) else np.floor(value + 0.5).astype(np.int64)
 
 
 def _apportion(quotas: np.ndarray, most: np.ndarray, total: int, lots: np.ndarray) -> np.ndarray:

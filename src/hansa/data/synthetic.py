@@ -98,10 +98,11 @@ class Synthetic:
         (rows,) = self.sizes(np.array([position]), seed)
         draw = generator(seed, "synthetic", position)
         model = generator(seed, "synthetic", "model") if self.iid else draw
-        shift, centre = (0.0, 0.0) if self.iid else draw.normal(0.0, (self.alpha, self.beta))
-        weight = shift + model.standard_normal((self.labels, self.features))
+        shift, centre = (0.0, 0.0) if self.iid else draw.standard_normal(2) * (self.alpha, self.beta)
+        weight = shift + model.standard_normal((self.features, self.labels))
         bias = shift + model.standard_normal(self.labels)
         mean = np.zeros(self.features) if self.iid else centre + draw.standard_normal(self.features)
-        x = mean + draw.standard_normal((rows, self.features)) * np.arange(1, self.features + 1) ** -0.6
-        y = np.argmax(x @ weight.T + bias, axis=1).astype(np.int64)
-        return Table(x.astype(self.dtype), y)
+        x = draw.standard_normal((rows, self.features), dtype=np.dtype(self.dtype))
+        x *= (np.arange(1, self.features + 1) ** -0.6).astype(x.dtype)
+        x += mean.astype(x.dtype)
+        return Table(x, (x @ weight + bias).argmax(axis=1))
