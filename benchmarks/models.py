@@ -10,11 +10,11 @@ from torch import nn
 def make(model: str) -> nn.Module:
     """2nn: 199,210 params; softmax: 7,850; cnn (McMahan et al. 2017): 1,663,370."""
     if model == "softmax":
-        return nn.Sequential(nn.Linear(784, 10))
+        return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     if model == "2nn":
-        return nn.Sequential(nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 10))
+        return nn.Sequential(nn.Flatten(), nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 10))
     return nn.Sequential(
-        nn.Unflatten(1, (1, 28, 28)),
+        nn.Flatten(), nn.Unflatten(1, (1, 28, 28)),
         nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
         nn.Flatten(), nn.Linear(3136, 512), nn.ReLU(), nn.Linear(512, 10),

@@ -69,7 +69,12 @@ TABLES = (
     ("[engine]: where the work runs", "engine", None),
 )
 
-SHARED = {"server": "algorithm.server", "optimizer": "algorithm.local.optimizer", "schedule": "rounds.schedule"}
+SHARED = {
+    "rows": "data.rows",
+    "server": "algorithm.server",
+    "optimizer": "algorithm.local.optimizer",
+    "schedule": "rounds.schedule",
+}
 """Options that are tables with a name of their own, by the path under which their kinds are listed."""
 
 

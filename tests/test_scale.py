@@ -170,7 +170,7 @@ def test_all_clients_judge_by_default(tmp_path: Path) -> None:
     ("rows", "sentence"),
     [
         (np.full((1, 3), 0.5, np.float32), r"has examples of shape \(3,\), and the other clients have \(4,\)"),
-        (np.full((1, 4), 0.5), "has features of type float64, and the other clients have float32"),
+        (np.full((1, 4), 1), "has features of type int64, and the other clients have float32"),
         (np.full((1, 4), np.nan, np.float32), "has features that are missing or infinite"),
     ],
 )

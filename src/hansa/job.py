@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Interval
 
+from hansa.core.clock import Clock, Devices, Trace
 from hansa.core.contracts import UnboundLearner
 from hansa.core.errors import InputError, did_you_mean
 from hansa.core.schedules import Constant, Schedule
@@ -71,6 +72,7 @@ class Job:
     preparation:  federated preprocessing: :class:`hansa.Standard`, or any scikit-learn transformer that can be fitted from sums; None
                   where the features can be used as they are.
     transforms:   what happens to updates between client and sum, in order.
+    clock:        the devices that are simulated, and when a round closes; None for clients that all take part, and no virtual time.
     """
 
     data: Any
@@ -84,6 +86,7 @@ class Job:
     transforms: tuple[Any, ...] = ()
     rounds: Rounds = field(default_factory=Rounds)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    clock: Clock | None = None
     engine: Any = field(default_factory=Inline)
 
     def __post_init__(self) -> None:
@@ -205,9 +208,21 @@ def from_table(table: Mapping[str, Any]) -> Job:
             parts[key] = tuple(build("transform", item, f"transforms[{place}]") for place, item in enumerate(value))
         elif key in ("split", "rounds", "evaluation"):
             parts[key] = build({"split": Split, "rounds": Rounds, "evaluation": Evaluation}[key], value, key)
+        elif key == "clock":
+            parts[key] = _clock(value)
         else:
             parts[key] = value
     return Job(**parts)
+
+
+def _clock(given: Any) -> Clock:
+    table = {"name": given} if isinstance(given, str) else given
+    name = table.get("name", Devices.name) if isinstance(table, Mapping) else Devices.name
+    kinds = {"devices": Devices, "trace": Trace}
+    if name not in kinds:
+        raise InputError(f"clock.name = {name!r}: there is no such clock{did_you_mean(str(name), kinds)}")
+    clock: Clock = build(kinds[name], table, "clock")
+    return clock
 
 
 def to_table(job: Job) -> dict[str, Any]:

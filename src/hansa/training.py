@@ -8,6 +8,8 @@ Every stage is a sequence of the same rounds (`hansa.core.loop`), and the state 
     preparation  the fitted preparation, once it is
     best         {"round", "value", "params"} of the best model so far, for jobs that ask for it
     since        evaluations without an improvement
+    clock        for jobs with a clock: {"elapsed", "down", "up", "devices"}: virtual seconds of all rounds, bytes of a client's last
+                 message and update, and the digest of the devices
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ import numpy as np
 
 from hansa.core import metrics as metric
 from hansa.core.blocks import Block, Client, LoadedBlock, Table, blocks_of
+from hansa.core.clock import Fleet, Known, Load, Turnout, turnout
 from hansa.core.contracts import Engine, Learner, Schema, State
 from hansa.core.errors import InputError, did_you_mean
 from hansa.core.loop import Observer, Outcome, Terms, evaluate, play_round, unobserved
 from hansa.core.metrics import Metrics
-from hansa.core.params import Params
+from hansa.core.params import Params, size_in_bytes
 from hansa.core.sampling import cohort, cohort_size, sample
 from hansa.core.store import MemoryStore
 from hansa.core.worker import EvaluateCall
@@ -35,6 +38,7 @@ from hansa.data.describe import Describe, Description, asked, check
 from hansa.data.preparation import FitPreparation, Preparer, feature_names, fitted_transformer, prepared_dtype
 from hansa.data.sources import Holders
 from hansa.job import Job
+from hansa.tracking.labels import duration
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Setting:
     central: Table | None
     terms: Terms
     observe: Observer = unobserved
+    fleet: Fleet | None = None
 
     @property
     def all_blocks(self) -> list[Block]:
@@ -90,8 +95,11 @@ def open_setting(
 
     Of many clients a sample describes them, unless a preparation has to visit all of them anyway.
 
-    ``lenient`` accepts what one client alone may have, but all together may not: constant columns, a single class.
+    ``lenient`` accepts what one client alone may have, but all together may not: constant columns, a single class. It leaves the
+    clock out: nobody waits for a client that is alone.
     """
+    job = replace(job, clock=None) if lenient else job
+    fleet = None if job.clock is None else job.clock.open(client.id for client in clients)
     engine = job.engine.build()
     engine.start(job.learner, clients, MemoryStore() if store is None else store)
     try:
@@ -117,7 +125,7 @@ def open_setting(
     except BaseException:
         engine.stop()  # whoever asked for the setting will never get hold of it
         raise
-    return Setting(job, engine, clients, description, schema, transformer, fit, recipes.central(job.data), terms, observe)
+    return Setting(job, engine, clients, description, schema, transformer, fit, recipes.central(job.data), terms, observe, fleet)
 
 
 def _preparation(job: Job, description: Description) -> tuple[Any, FitPreparation | None]:
@@ -157,33 +165,72 @@ def begin(setting: Setting, preparation: Any) -> State:
     """The state before the first round of training, with a fitted preparation (None where the job has none)."""
     job, (_, learner) = setting.job, setting.bound(preparation)
     algorithm = job.algorithm.init(learner.init(job.seed), learner.kinds())
-    return {"stage": "training", "round": 0, "algorithm": algorithm, "preparation": preparation, "best": None, "since": 0}
+    state = {"stage": "training", "round": 0, "algorithm": algorithm, "preparation": preparation, "best": None, "since": 0}
+    if setting.fleet is None:
+        return state
+    size = size_in_bytes(algorithm["params"])
+    return {**state, "clock": {"elapsed": 0.0, "down": size, "up": size, "devices": setting.fleet.digest}}
 
 
 def train(setting: Setting, state: State) -> Iterator[tuple[State, dict[str, Any]]]:
     """Play the rounds that are left; yields the state after each with its record.
 
     A record has ``round``, ``clients``, ``seconds``, ``bytes_down``, ``bytes_up``, ``failures`` and the metrics of the round as
-    ``train/loss``, ``validation/...``, ``test/...`` (clients' own rows) and ``central/...`` (the data set's own test rows).
+    ``train/loss``, ``validation/...``, ``test/...`` (clients' own rows) and ``central/...`` (the data set's own test rows). With a
+    clock it also has ``invited``, ``dropped``, ``late``, ``clock/seconds`` and ``clock/elapsed``; messages then count for all who were
+    invited, updates for those that are used.
     """
     job, rounds = setting.job, setting.job.rounds
+    if setting.fleet is not None and state["clock"]["devices"] != setting.fleet.digest:
+        raise InputError("clock.path: the file has changed since the run began (restore it, or start a new run)")
     schema, learner = setting.bound(state["preparation"])
     size = cohort_size(len(setting.clients), rounds.clients)
     while state["round"] < rounds.count and not _finished(job, state):
         number, began = state["round"] + 1, time.perf_counter()
-        members = cohort(len(setting.clients), size, job.seed, number)
+        called = None if setting.fleet is None else _call(setting, setting.fleet, state, size, number)
+        members = cohort(len(setting.clients), size, job.seed, number) if called is None else called.used
+        terms = setting.terms if called is None else replace(setting.terms, quorum=called.quorum)
         outcome = play_round(
-            state["algorithm"], algorithm=job.algorithm, engine=setting.engine, blocks=blocks_of(members.tolist(), rounds.block), schema=schema,
-            round=number, rate=rounds.schedule.factor(number, rounds.count), terms=setting.terms, observe=setting.observe,
+            state["algorithm"], algorithm=job.algorithm, engine=setting.engine, blocks=blocks_of(members.tolist(), rounds.block),
+            schema=schema, round=number, rate=rounds.schedule.factor(number, rounds.count), terms=terms, observe=setting.observe,
         )  # fmt: skip
         state = {**state, "round": number, "algorithm": outcome.state}
         record = _record(number, outcome)
+        if called is not None:
+            state, told = _ticked(state, called, outcome)
+            record |= told
         if number % job.evaluation.every == 0 or number == rounds.count or outcome.state.get("done"):
             setting.observe("evaluate")
             record |= judge(setting, schema, learner, outcome.state["params"], number)
             state = _watch(job, state, record)
         record["seconds"] = time.perf_counter() - began
         yield state, record
+
+
+def _call(setting: Setting, fleet: Fleet, state: State, size: int, number: int) -> Turnout:
+    """Who takes part in a round of a job with a clock.
+
+    How long it takes depends on the bytes moved, and an update's size is known when it has been made. So the sizes are those that
+    were measured in the round before, which for most algorithms are those of every round; before the first round, those of the params.
+    """
+    job, clients, now = setting.job, setting.clients, state["clock"]
+    assert job.clock is not None
+    epochs = getattr(getattr(job.algorithm, "local", None), "epochs", 1)
+    return turnout(
+        job.clock, fleet, lambda positions: Known.of([clients[int(position)] for position in positions]), population=len(clients),
+        size=size, seed=job.seed, round=number, now=now["elapsed"], load=Load(epochs, now["down"], now["up"]), quorum=job.rounds.quorum,
+    )  # fmt: skip
+
+
+def _ticked(state: State, called: Turnout, outcome: Outcome) -> tuple[State, dict[str, Any]]:
+    """The state after a round of a job with a clock, and what its record tells beyond that of a job without."""
+    elapsed, down = state["clock"]["elapsed"] + called.seconds, outcome.bytes_down // len(called.used)
+    clock = {**state["clock"], "elapsed": elapsed, "down": down, "up": outcome.bytes_up // outcome.clients}
+    told = {
+        "bytes_down": down * called.invited, "invited": called.invited, "dropped": called.dropped, "late": called.late,
+        "clock/seconds": called.seconds, "clock/elapsed": elapsed,
+    }  # fmt: skip
+    return {**state, "clock": clock}, told
 
 
 def _finished(job: Job, state: State) -> bool:
@@ -193,11 +240,14 @@ def _finished(job: Job, state: State) -> bool:
 
 def why_stopped(job: Job, state: State) -> str:
     """One sentence on why no further round is played."""
+    rounds = f"{state['round']} rounds"
+    if job.clock is not None:
+        rounds += f" and {duration(state['clock']['elapsed'])} of virtual time"
     if state["algorithm"].get("done"):
-        return f"converged after {state['round']} rounds"
+        return f"converged after {rounds}"
     if job.evaluation.patience and state["since"] >= job.evaluation.patience:
-        return f"no better {job.evaluation.watch} on the validation rows for {state['since']} evaluations; stopped after {state['round']} rounds"
-    return f"played all {state['round']} rounds"
+        return f"no better {job.evaluation.watch} on the validation rows for {state['since']} evaluations; stopped after {rounds}"
+    return f"played all {rounds}"
 
 
 def _record(number: int, outcome: Outcome) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.core.reduction import Tree, add, gather, reduce_block, weighted_sum
+from hansa.core.reduction import SLICE, Tree, add, gather, reduce_block, weighted_sum
 from hansa.core.updates import Total, Update
 
 
@@ -57,6 +57,14 @@ def test_weighted_sum_goes_from_the_first_client_to_the_last(clients: int, dtype
     result = weighted_sum(values, weight)
     assert result.dtype == dtype
     assert np.array_equal(result, expected)
+
+
+def test_large_entries_are_summed_in_slices_to_the_same_bits() -> None:
+    rng = np.random.default_rng(1)
+    values, weight = rng.standard_normal((5, 3, SLICE // 2 + 7)).astype(np.float32), rng.uniform(1, 100, 5)
+    by_column = np.stack([weighted_sum(np.ascontiguousarray(values[:, row]), weight) for row in range(3)])
+    assert values[0].size > SLICE > values[0, 0].size
+    assert np.array_equal(weighted_sum(values, weight), by_column)
 
 
 def test_counters_are_summed_as_float64() -> None:

@@ -6,11 +6,15 @@ where they meet. Floating-point addition is not associative, so it is this order
 
 from __future__ import annotations
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from hansa.core import metrics as metric
 from hansa.core.params import Array
 from hansa.core.updates import Gathered, Total, Update
+
+SLICE = 1 << 15
+"""Entries of a large array that are summed over all clients before the next ones are."""
 
 
 def weighted_sum(values: Array, weight: Array) -> Array:
@@ -22,6 +26,22 @@ def weighted_sum(values: Array, weight: Array) -> Array:
     if not xp.isdtype(values.dtype, "real floating"):
         values = xp.astype(values, xp.float64)
     scale = [float(w) for w in weight]
+    if not isinstance(values, np.ndarray) or values[0].size <= SLICE:
+        return _in_order(values, scale)
+    # Slice by slice the running sum stays in the cache, and memory is read once: entries do not meet, so the bits are the same.
+    flat, total = values.reshape(len(values), -1), np.empty(values[0].size, dtype=values.dtype)
+    product = np.empty(SLICE, dtype=values.dtype)
+    for start in range(0, total.size, SLICE):
+        part = slice(start, min(start + SLICE, total.size))
+        running, term = total[part], product[: part.stop - start]
+        np.multiply(flat[0, part], scale[0], out=running)
+        for k in range(1, len(scale)):
+            np.multiply(flat[k, part], scale[k], out=term)
+            running += term
+    return total.reshape(values.shape[1:])
+
+
+def _in_order(values: Array, scale: list[float]) -> Array:
     total = values[0] * scale[0]
     for k in range(1, len(scale)):
         total += values[k] * scale[k]

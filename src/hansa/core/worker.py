@@ -118,7 +118,7 @@ def _refuse_features(x: Any, schema: Schema) -> None:
         x = x.to_numpy()
     elif schema.shape and x.shape[1:] != schema.shape:
         raise InputError(f"has examples of shape {x.shape[1:]}, and the other clients have {schema.shape}")
-    elif schema.shape and str(x.dtype) != schema.dtype:
+    elif schema.shape and x.dtype.kind != np.dtype(schema.dtype).kind:
         raise InputError(f"has features of type {x.dtype}, and the other clients have {schema.dtype}")
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         raise InputError("has features that are missing or infinite; replace them, or add a preparation to the job")

@@ -26,7 +26,10 @@ from hansa.data.sources import Ids, Task
 
 @dataclass(frozen=True)
 class Fixed:
-    """The same number of rows for every client."""
+    """The same number of rows for every client.
+
+    count: rows of a client.
+    """
 
     name: Literal["fixed"] = field(default="fixed", kw_only=True)
     count: Annotated[int, Ge(1)] = 100
@@ -34,9 +37,12 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Lognormal:
-    """``least`` rows and the whole part of exp(N(mean, deviation)) on top; the defaults are those of the authors' code.
+    """``least`` rows, and on top the whole part of exp(N(mean, deviation)); the defaults are those of the authors' code.
 
-    most: no client has more rows; 0 for no limit. Among a million clients, with the defaults, one has about a million rows.
+    mean:       of the logarithm.
+    deviation:  standard deviation of the logarithm.
+    least:      no client has fewer rows.
+    most:       no client has more; 0 for no limit. Among a million clients, with the defaults, one has about a million rows.
     """
 
     name: Literal["lognormal"] = field(default="lognormal", kw_only=True)
@@ -55,10 +61,13 @@ class Synthetic:
     """Synthetic(alpha, beta) of Li et al. 2020: every client is made from the job's seed and its own number when it is loaded.
 
     clients:   any number; a client that is not chosen costs nothing.
-    rows:      of each client: ``{name = "fixed", count = 60}``, or ``{name = "lognormal", most = 1000}``.
-    alpha:     how much the clients' models differ; 0 for not much more than chance.
-    beta:      how much their features do.
+    features:  numbers a row (d).
+    labels:    classes (c).
+    rows:      how many a client has.
+    alpha:     how much the clients' models differ.
+    beta:      how much the clients' features differ.
     iid:       one model and one distribution of features for all; alpha and beta are not used then.
+    dtype:     of the features.
     """
 
     name: Literal["synthetic"] = field(default="synthetic", kw_only=True)

@@ -9,21 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge
 
 from hansa.core.contracts import Schema
-from hansa.core.errors import InputError, did_you_mean, missing_extra
+from hansa.core.errors import missing_extra
+from hansa.learners.tasks import measured, needs_of, refuse_unknown
 
 if TYPE_CHECKING:
     from hansa.learners.torch_bound import BoundTorch
-
-_NEEDS: dict[str, frozenset[str]] = {
-    "cross_entropy": frozenset({"classes"}),
-    "binary_cross_entropy": frozenset({"two classes"}),
-    "mse": frozenset({"numbers"}),
-    "l1": frozenset({"numbers"}),
-    "huber": frozenset({"numbers"}),
-    "poisson_nll": frozenset({"numbers"}),
-}
-_METRICS = ("accuracy", "auc", "mse", "mae")
-_SUITED = {"classes": ("accuracy",), "two classes": ("accuracy", "auc"), "numbers": ("mse", "mae")}
 
 
 @dataclass(frozen=True)
@@ -60,21 +50,17 @@ class TorchLearner:
     can: frozenset[str] = field(default=frozenset({"train", "gradient"}), init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not callable(self.loss) and self.loss not in _NEEDS:
-            raise InputError(f"learner.loss = {self.loss!r} is unknown{did_you_mean(str(self.loss), _NEEDS)}")
-        for metric in self.metrics or ():
-            if not callable(metric) and metric not in _METRICS:
-                raise InputError(f"learner.metrics: {metric!r} is unknown{did_you_mean(str(metric), _METRICS)}")
+        refuse_unknown(self.loss, self.metrics)
 
     @property
     def needs(self) -> frozenset[str]:
         """What the loss needs of the labels; nothing is demanded for a function of the user's own."""
-        return _NEEDS.get(self.loss, frozenset()) if isinstance(self.loss, str) else frozenset()
+        return needs_of(self.loss)
 
     @property
     def measured(self) -> tuple[Any, ...]:
         """The metrics beside the loss."""
-        return self.metrics if self.metrics is not None else tuple(name for need in self.needs for name in _SUITED[need])
+        return measured(self.loss, self.metrics)
 
     def build(self) -> TorchLearner:
         return self

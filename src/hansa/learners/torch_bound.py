@@ -34,10 +34,11 @@ from hansa.core.params import Kinds, Params
 from hansa.core.randomness import derive
 from hansa.core.updates import Update, prefixed
 from hansa.learners.linear import encode
+from hansa.learners.tasks import refuse_labels, refuse_outputs
 from hansa.learners.torch import TorchLearner
 from hansa.learners.torch_losses import RowLoss, measure, name_of, prediction, row_loss, total
-from hansa.learners.torch_model import Model, array, build, device_named, materialise, scoped
 from hansa.learners.torch_memory import train_in_groups
+from hansa.learners.torch_model import Model, array, build, device_named, materialise, scoped
 from hansa.learners.torch_training import obstacle_to_stacking, train_one_by_one, train_stacked, worth_stacking
 
 ROWS_AT_ONCE = 4096
@@ -225,17 +226,7 @@ class BoundTorch:
 def bound(options: TorchLearner, schema: Schema) -> BoundTorch:
     """The learner for these data; it has tried the module on one example, see :meth:`TorchLearner.bind`."""
     learner = BoundTorch(options, schema)
-    classes = schema.classes
-    if classes is None and options.needs & {"classes", "two classes"}:
-        raise InputError(
-            f'learner.loss = "{options.loss}": the labels are numbers, not classes; write "mse", "l1", "huber" or "poisson_nll"'
-        )
-    if classes is not None and "numbers" in options.needs:
-        raise InputError(
-            f'learner.loss = "{options.loss}": the labels are {len(classes)} classes, not numbers; write "cross_entropy"'
-        )
-    if classes is not None and "two classes" in options.needs and len(classes) != 2:
-        raise InputError(f'learner.loss = "{options.loss}" is for two classes, the data has {len(classes)}; write "cross_entropy"')
+    refuse_labels(options.loss, schema.classes)
     _try(learner, learner.model)
     return learner
 
@@ -254,9 +245,4 @@ def _try(learner: BoundTorch, model: Model) -> None:
         raise InputError(
             f"{what} cannot take rows of shape {schema.shape} and type {example.dtype}: {str(error).splitlines()[0]}{hint}"
         ) from error
-    classes = len(schema.classes or ())
-    if learner.options.loss == "cross_entropy" and (output.ndim < 2 or output.shape[1] < classes):
-        raise InputError(
-            f"{what} gives outputs of shape {output.shape[1:]} per row and the data has {classes} classes; "
-            "cross_entropy needs one output per class"
-        )
+    refuse_outputs(what, learner.options.loss, tuple(output.shape), schema.classes)

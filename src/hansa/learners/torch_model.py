@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import importlib.util
-import inspect
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +14,9 @@ from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from hansa.core.contracts import Schema
-from hansa.core.errors import InputError, did_you_mean
+from hansa.core.errors import InputError
 from hansa.core.params import Kind, Kinds, Params
-from hansa.core.randomness import derive
+from hansa.learners.factories import factory_named, named, refuse_arguments
 
 _ONE_AT_A_TIME = threading.RLock()
 
@@ -66,41 +61,6 @@ def device_named(name: str) -> torch.device:
     return torch.device(name)
 
 
-def factory_named(path: str) -> Callable[..., Any]:
-    """What ``"package.module:name"`` or ``"path/to/file.py:name"`` names. InputError when there is no such thing."""
-    place, _, name = path.rpartition(":")
-    if not place or not name:
-        raise InputError(f"learner.module = {path!r} names no factory; write 'package.module:factory' or 'path/to/file.py:factory'")
-    if place.endswith(".py"):
-        source = _imported_file(Path(place))
-    else:
-        try:
-            source = importlib.import_module(place)
-        except ImportError as error:
-            raise InputError(f"learner.module = {path!r}: {place} cannot be imported: {error}") from error
-    if not hasattr(source, name):
-        public = [other for other in vars(source) if not other.startswith("_")]
-        raise InputError(f"learner.module = {path!r}: {place} has no {name!r}{did_you_mean(name, public)}")
-    return getattr(source, name)
-
-
-def _imported_file(path: Path) -> Any:
-    """The file as a module, imported once for each state of the file and registered, so that its classes can be pickled."""
-    if not path.is_file():
-        raise InputError(f"learner.module: there is no file {str(path)!r} in {Path.cwd()}; write its path from there, or in full")
-    name = f"{path.stem}_{derive(str(path.resolve()), path.stat().st_mtime_ns):016x}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None  # for a .py file there always is one
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(sys.modules[name])
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]
-
-
 def build(module: Any, options: Mapping[str, Any], key: int) -> nn.Module:
     """A fresh module: a copy of one that was given ready-made, or what the factory makes under the random key (in ``scoped``)."""
     if isinstance(module, nn.Module):
@@ -109,16 +69,12 @@ def build(module: Any, options: Mapping[str, Any], key: int) -> nn.Module:
                 f"learner.options = {dict(options)} are a factory's arguments; the module given is ready-made: leave them out"
             )
         return copy.deepcopy(module)
-    factory = factory_named(module) if isinstance(module, str) else module
-    what = module if isinstance(module, str) else getattr(module, "__qualname__", repr(module))
+    factory, what = factory_named(module, "learner.module") if isinstance(module, str) else module, named(module)
     if not callable(factory):
         raise InputError(
             f"learner.module = {what} is a {type(factory).__name__}; it must be an nn.Module or a function that makes one"
         )
-    try:
-        inspect.signature(factory).bind(**options)
-    except TypeError as error:
-        raise InputError(f"learner.options = {dict(options)} do not fit {what}{inspect.signature(factory)}: {error}") from error
+    refuse_arguments(factory, options, what)
     seed_generators(key, torch.device("cpu"))
     made = factory(**options)
     if not isinstance(made, nn.Module):

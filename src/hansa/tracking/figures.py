@@ -26,8 +26,8 @@ Line = tuple[Sequence[float], Sequence[float]]
 """Rounds and values of equal length."""
 
 
-def curves(key: str, name: str, lines: Mapping[str, Line]) -> Markup:
-    """One metric by round, a line for each split, named at its end."""
+def curves(key: str, name: str, lines: Mapping[str, Line], unit: str = "") -> Markup:
+    """One metric by round, a line for each split, named at its end; with a unit, by virtual time in it instead of rounds."""
     ends = {split: f"{split_name(split)} {number(_last(values))}" for split, (_, values) in lines.items()}
     right = 22 + max(text_width(text) for text in ends.values())
     drawing = Drawing(WIDTH, 230, (46, right, 10, 34))
@@ -47,11 +47,15 @@ def curves(key: str, name: str, lines: Mapping[str, Line]) -> Markup:
     last = max(float(rounds[-1]) for rounds, _ in lines.values())
     axes.set_xlim(first, last if last > first else first + 1)
     axes.margins(y=0.08)
-    _whole_ticks(drawing, first, last)
+    if unit:
+        axes.xaxis.set_major_locator(_locator(6))
+    else:
+        _whole_ticks(drawing, first, last)
     axes.yaxis.set_major_locator(_locator(5))
     _write_ends(drawing, ends, heights)
-    axes.set_xlabel("round", fontsize=FONT, color=COLOURS["muted"], labelpad=2)
-    return drawing.svg(key, f"{metric_name(name)} by round. At the end: {', '.join(ends.values())}.")
+    below = f"virtual time, {unit}" if unit else "round"
+    axes.set_xlabel(below, fontsize=FONT, color=COLOURS["muted"], labelpad=2)
+    return drawing.svg(key, f"{metric_name(name)} by {below}. At the end: {', '.join(ends.values())}.")
 
 
 def _write_ends(drawing: Drawing, ends: Mapping[str, str], heights: Mapping[str, float]) -> None:
@@ -69,6 +73,24 @@ def _write_ends(drawing: Drawing, ends: Mapping[str, str], heights: Mapping[str,
                 [1 + (x - 1) * 0.2, 1 + (x - 1) * 0.8], [heights[split], placed], color=COLOURS[colour], linewidth=1,
                 transform=drawing.axes.get_yaxis_transform(), clip_on=False,
             )  # fmt: skip
+
+
+def times(key: str, label: str, names: Sequence[str], values: Sequence[float], told: Sequence[str], unit: str) -> Markup:
+    """When each of a few things was reached, in virtual time, and what is told of it at the right."""
+    left, right = (16 + max(text_width(text) for text in texts) for texts in (names, told))
+    drawing = Drawing(WIDTH, 26 * len(names) + 46, (left, right, 10, 34))
+    axes = drawing.axes
+    drawing.grid("x")
+    drawing.name_rows(list(names))
+    axes.hlines(range(len(names)), 0, values, color=COLOURS["s0"], linewidth=2, alpha=0.5)
+    axes.plot(values, range(len(names)), "o", color=COLOURS["s0"], markersize=6, clip_on=False)
+    for row, text in enumerate(told):
+        drawing.write(1.03, row, text, transform=axes.get_yaxis_transform(), va="center_baseline")
+    axes.set_xlim(0, max(*values, 1e-9))
+    axes.xaxis.set_major_locator(_locator(4))
+    axes.set_xlabel(f"virtual time, {unit}", fontsize=FONT, color=COLOURS["muted"], labelpad=2)
+    said = "; ".join(f"{name} {text}" for name, text in zip(names, told, strict=True))
+    return drawing.svg(key, f"{label}: {said}.")
 
 
 def client_dots(

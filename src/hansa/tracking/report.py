@@ -55,7 +55,7 @@ def contents(folder: RunFolder) -> dict[str, Any]:
         "parties": len(description["clients"]) if description else len(clients["metrics"]) if clients else None,
         "headline": sections.headline(clients, records),
         "comparison": sections.comparison(optional("comparison.json")),
-        "curves": sections.curves(records),
+        "curves": sections.curves(records) + sections.virtual_time(records, job),
         "clients": sections.clients(clients, description),
         "data": sections.data(description),
         "sharing": sections.sharing(optional("sharing.json"), records),

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from hansa.tracking import figures, labels
+from hansa.tracking import figures, labels, progress
 
 FEW: Final = 30
 """Up to so many clients, each is named in every figure and table; beyond, their distribution and both ends are shown."""
@@ -20,6 +20,7 @@ _MOST_BARS: Final = 8  # labels that colours can tell apart
 _MOST_FAILURES: Final = 20
 _MOST_GROUPS: Final = 12
 _SPLITS: Final = ("test", "validation", "central", "train")
+_UNITS: Final = (("days", 86_400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
 
 
 def _primary(names: Sequence[str]) -> str:
@@ -49,12 +50,65 @@ def curves(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for record in records:
         for name, value in record.items():
             split, slash, metric = name.partition("/")
-            if slash and isinstance(value, int | float):
+            if slash and split != "clock" and isinstance(value, int | float):
                 rounds, values = panels.setdefault(metric, {}).setdefault(split, ([], []))
                 rounds.append(record["round"])
                 values.append(float(value))
     ordered = sorted(panels, key=labels.lower_is_better)
     return [{"name": name, "svg": figures.curves(f"curve{i}", name, panels[name])} for i, name in enumerate(ordered)]
+
+
+def virtual_time(records: list[dict[str, Any]], job: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """For a run with a clock: the watched metric over virtual time, and when it came near to its best."""
+    name = watched(records, job.get("evaluation", {}))
+    if not name or "clock/elapsed" not in records[-1]:
+        return []
+    unit, seconds = next((u, s) for u, s in _UNITS if records[-1]["clock/elapsed"] >= 2 * s or s == 1)
+    _, _, metric = name.partition("/")
+    lines = {
+        split: ([r["clock/elapsed"] / seconds for r in shown], [float(r[f"{split}/{metric}"]) for r in shown])
+        for split in _SPLITS
+        if (shown := [r for r in records if f"{split}/{metric}" in r])
+    }
+    panels = [{"name": f"learning by virtual time: {metric}", "svg": figures.curves("clock0", metric, lines, unit)}]
+    reached = times_to(records, name)
+    if reached:
+        names = [f"{row['share']:.0%}: {labels.number(row['value'])}" for row in reached]
+        told = [f"{labels.duration(row['seconds'])}, {labels.in_bytes(row['bytes_up'] + row['bytes_down'])}" for row in reached]
+        title = f"Virtual time, and bytes moved, until {name.replace('/', ' ')} came within a share of its best"
+        svg = figures.times("clock1", title, names, [row["seconds"] / seconds for row in reached], told, unit)
+        panels.append({"name": title, "svg": svg})
+    return panels
+
+
+def watched(records: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any]) -> str | None:
+    """The metric that a run is judged by, such as "test/accuracy": the job's own where it chooses the best model or stops early,
+    else the one that says most."""
+    chosen = f"validation/{evaluation.get('watch')}"
+    if (evaluation.get("best") or evaluation.get("patience")) and any(chosen in record for record in records):
+        return chosen
+    return progress.watched({name: value for record in records for name, value in record.items()})
+
+
+def times_to(records: Sequence[Mapping[str, Any]], name: str, shares: Sequence[float] = (0.9, 0.95, 0.99)) -> list[dict[str, Any]]:
+    """When a metric was first within each share of its best value, a loss at most best / share and anything else at least
+    best * share: share, value, round, virtual seconds, and the bytes moved until then, up and down. Nothing where the best value
+    is not above 0, so that there is no share of it."""
+    down = labels.lower_is_better(name)
+    values = [record[name] for record in records if math.isfinite(record.get(name, math.nan))]
+    best = (min if down else max)(values, default=0.0)
+    if best <= 0:
+        return []
+    rows = []
+    for share in shares:
+        moved = {"bytes_up": 0, "bytes_down": 0}
+        for record in records:
+            moved = {way: total + record[way] for way, total in moved.items()}
+            value = record.get(name, math.nan)
+            if value <= best / share if down else value >= best * share:
+                rows.append({"share": share, "value": value, "round": record["round"], "seconds": record["clock/elapsed"], **moved})
+                break
+    return rows
 
 
 def clients(clients: Any, description: Any) -> dict[str, Any] | None:

@@ -1,0 +1,87 @@
+"""The page that the benchmark writes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+Results = Mapping[str, Mapping[str, list[dict[str, Any]]]]
+WORK = {
+    "W1": "100 IID clients of 600 rows, 10 a round, 2NN 784-200-200-10 (199,210 params), E = 1, B = 10, SGD 0.1",
+    "W2": "1,000 IID clients of 60 rows, 100 a round, softmax regression (7,850 params), E = 1, B = 20, SGD 0.1",
+    "W3": "W1's clients with the CNN of McMahan et al. 2017 (1,663,370 params), B = 10",
+}
+
+
+def page(results: Results, aggregation: dict[str, Any], repetitions: int, versions: dict[str, str], machine: str) -> str:
+    """Markdown: a table per workload, the targets, aggregation, and how it was measured."""
+    listed = ", ".join(f"{name} {number}" for name, number in versions.items())
+    parts = [
+        "# Benchmarks",
+        "Written by `make bench`; do not edit. Fashion-MNIST, the same rows, models, cohort sizes and hyper-parameters for all; the final "
+        "accuracy on the 10,000 test rows is the check that the work is the same. Contenders take turns (A B C A B C ...), "
+        f"{repetitions} repetitions; figures are medians, with the smallest and the largest repetition in brackets.",
+        f"Machine: {machine}. Versions: {listed}. One BLAS thread a process.",
+        "*Round* is training and aggregation without evaluation. *First round* is from the start of the process to the end of its first "
+        "round, reading the data included. *Peak memory* is that of all the contender's processes together (proportional set size).",
+    ]
+    for workload, by_name in results.items():
+        parts += [f"## {workload}", WORK[workload] + ".", _table(by_name), *_ratios(by_name)]
+    ours, limit = aggregation["ours"], aggregation["limit"]
+    parts += [
+        "## Aggregation alone",
+        f"The weighted sum of 100 updates of 1,663,370 float32 ({aggregation['bytes'] / 1e6:.0f} MB): {ours * 1e3:.0f} ms, NumPy's plain "
+        f"`sum` of the same array {limit * 1e3:.0f} ms: {ours / limit:.2f} times the limit (target: at most 1.5).",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _good(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [run for run in runs if "error" not in run]
+
+
+def _spread(values: list[float], scale: float, digits: int) -> str:
+    low, middle, high = (f"{v * scale:,.{digits}f}" for v in (min(values), statistics.median(values), max(values)))
+    return f"{middle} ({low}-{high})"
+
+
+def _table(by_name: Mapping[str, list[dict[str, Any]]]) -> str:
+    rows = ["| | round, ms | first round, s | peak memory, MB | accuracy |", "|---|---:|---:|---:|---:|"]
+    for name, runs in by_name.items():
+        good = _good(runs)
+        if not good:
+            rows.append(f"| {name} | failed: {runs[-1]['error'] if runs else 'not run'} | | | |")
+            continue
+        rows.append(
+            f"| {name} | {_spread([r['round'] for r in good], 1e3, 1)} | {_spread([r['first_round'] for r in good], 1, 1)} "
+            f"| {_spread([r['peak'] for r in good], 1e-6, 0)} | {statistics.median(r['accuracy'] for r in good):.3f} |"
+        )
+    return "\n".join(rows)
+
+
+def _ratios(by_name: Mapping[str, list[dict[str, Any]]]) -> list[str]:
+    middle = {name: statistics.median(r["round"] for r in _good(runs)) for name, runs in by_name.items() if _good(runs)}
+    memory = {name: statistics.median(r["peak"] for r in _good(runs)) for name, runs in by_name.items() if _good(runs)}
+    saving = [r["with_saving"] for name, runs in by_name.items() if name.startswith("Hansa MLP, inline") for r in _good(runs)]
+    lines = []
+    for kind in ("Hansa MLP", "Hansa nn.Module"):
+        best = min((name for name in middle if name.startswith(kind)), key=middle.__getitem__, default=None)
+        if best is None:
+            continue
+        against = []
+        for peer in ("Flower", "pfl-research", "FedJAX", "plain PyTorch"):
+            fastest = min((name for name in middle if name.startswith(peer)), key=middle.__getitem__, default=None)
+            if fastest is not None:
+                against.append(f"{middle[fastest] / middle[best]:.1f} times as fast as {fastest}")
+        if against:
+            lines.append(f"**{best}** is {', '.join(against)}.")
+        flower = next((name for name in memory if name.startswith("Flower")), None)
+        if flower is not None:
+            lines.append(f"Its peak memory is {memory[best] / memory[flower]:.2f} of {flower}'s.")
+    if saving:
+        lines.append(
+            f"A whole round of Hansa's `run` also saves the state durably (fsync), so that nothing is lost: with it the inline MLP takes "
+            f"{statistics.median(saving) * 1e3:.1f} ms a round."
+        )
+    return ["\n".join(f"- {line}" for line in lines)] if lines else []
