@@ -13,7 +13,7 @@ from hansa.core import metrics as metric
 from hansa.core.params import Array
 from hansa.core.updates import Gathered, Total, Update
 
-SLICE = 1 << 15
+SLICE = 1 << 17
 """Entries of a large array that are summed over all clients before the next ones are."""
 
 
