@@ -80,7 +80,7 @@ def interpreter(peer: str) -> str:
 
 def run(contender: Contender, workload: str) -> dict[str, Any]:
     """One run in processes of its own: what it reports, and the peak memory of all its processes together (PSS)."""
-    single = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     if contender.peer == "fedjax":
         single["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     environment = {**os.environ, **single, "PYTHONPATH": str(ROOT), "BENCH_START": str(time.time()), "PYTHONWARNINGS": "ignore"}

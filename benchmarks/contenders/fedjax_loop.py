@@ -6,6 +6,7 @@ import argparse
 
 import jax
 
+# ruff: noqa: E402  # the line below must come before the imports that need it
 # FedJAX 0.0.17 uses a name that JAX has since removed; without it nothing of FedJAX runs on a JAX of today.
 jax.tree_map = jax.tree_util.tree_map
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from itertools import pairwise
 
 import hansa
 from benchmarks.workloads import RATE, WORKLOADS, Clock
@@ -42,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = hansa.run(job, directory=folder, quiet=True, observe=observe)
     loop = [record["seconds"] for record in run.history[1:-1]]
-    saved = [b - a for a, b in zip(whole, whole[1:], strict=False)][:-1]
+    saved = [b - a for a, b in pairwise(whole)][:-1]
     clock.marks = [clock.marks[0], *(clock.marks[0] + sum(loop[: k + 1]) for k in range(len(loop)))]
     clock.report(run.metrics["central/accuracy"], with_saving=sorted(saved)[len(saved) // 2])
 

@@ -120,8 +120,9 @@ def validated(hint: Any, value: Any, path: str) -> Any:
 
 def checked(options: Any, path: str) -> Any:
     """Validate an options object that was made in Python, with all that is nested in it; returns it."""
-    hints = _hints(type(options))
-    for name in option_fields(type(options)):
+    cls: Any = type(options)
+    hints = _hints(cls)
+    for name in option_fields(cls):
         value = getattr(options, name)
         if is_dataclass(value) and not isinstance(value, type):
             allowed = choices(hints[name])

@@ -22,7 +22,9 @@ def setting(device: str = "cpu") -> tuple[Any, Any, LoadedBlock, Plan]:
     module = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3))
     bound = TorchLearner(module=module, batch="stacked", device=device).bind(problem.schema("iris"))
     params = bound.init(0)
-    drift = {name: np.random.default_rng(0).standard_normal((5, *value.shape)).astype(value.dtype) for name, value in params.items()}
+    drift = {
+        name: np.random.default_rng(0).standard_normal((5, *value.shape)).astype(value.dtype) for name, value in params.items()
+    }
     return bound, params, problem.loaded(bound, "iris", MEMBERS), Plan(Local(batch_size=8), 0.1, drift=drift, drift_per_client=True)
 
 
@@ -46,7 +48,7 @@ def test_running_out_of_memory_halves_the_group_and_changes_nothing(most: int) -
 
 
 def test_one_client_that_does_not_fit_is_an_error() -> None:
-    bound, params, block, plan = setting()
+    _, _, block, plan = setting()
 
     def never(group: LoadedBlock, own: Plan) -> Trained:
         raise torch.OutOfMemoryError("no room")

@@ -8,8 +8,9 @@ A table's facts::
      "labels": {"dtype": "int64", "counts": {"train": [[0, 131], [1, 109]], "test": [[0, 33], [1, 27]]},
                 "min": 0.0, "max": 1.0, "mean": 0.454, "std": 0.498, "infinite": 0, "missing": 0}}
 
-A number with few values has them as "few"; a text that names its rows has "identifier" and no values. An array's have ``"layout": "array"``, and for ``columns`` the one entry ``"x"`` with ``shape`` and ``dtype`` of an example. Missing and
-infinite values are counted over all splits, everything else is told of the training rows. What is not defined is None.
+A number with few values has them as "few"; a text that names its rows has "identifier" and no values. An array's facts have
+``"layout": "array"``, and for ``columns`` the one entry ``"x"`` with ``shape`` and ``dtype`` of an example. Missing and infinite values
+are counted over all splits, everything else is told of the training rows. What is not defined is None.
 """
 
 from __future__ import annotations

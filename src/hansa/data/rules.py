@@ -64,8 +64,8 @@ def usable_values(facts: Facts, prepared: bool) -> None:
                 )
             if column.get("identifier"):
                 raise InputError(
-                    f"client {client}: column {name!r} holds {column['distinct']:,} different texts in {own['rows']['train']:,} training rows: "
-                    f"it names rows and does not describe them; leave it out, for files with data.drop = [{name!r}]"
+                    f"client {client}: column {name!r} holds {column['distinct']:,} different texts in {own['rows']['train']:,} "
+                    f"training rows: it names rows and does not describe them; leave it out, for files with data.drop = [{name!r}]"
                 )
             if prepared:
                 continue

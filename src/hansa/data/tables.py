@@ -1,7 +1,8 @@
 """From whatever a table holds to what the rest of Hansa can rely on.
 
-Columns are numbers (float64, NaN where missing; true and false are 1 and 0) or categories (objects: str, NaN where missing); labels are int64 or str classes or
-float64 targets; client ids are str. The rules look at the whole table, so that all clients of a source get equal dtypes.
+Columns are numbers (float64, NaN where missing; true and false are 1 and 0) or categories (objects: str, NaN where missing); labels
+are int64 or str classes or float64 targets; client ids are str. The rules look at the whole table, so that all clients of a source get
+equal dtypes.
 """
 
 from __future__ import annotations
