@@ -50,8 +50,8 @@ def hansa(learner: str, processes: int) -> tuple[str, ...]:
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
 CONTENDERS = (
-    Contender("Hansa MLP, inline", "", hansa("mlp", 1), ("W1", "W2")),
-    Contender("Hansa MLP, 2 processes", "", hansa("mlp", 2), ("W1", "W2")),
+    Contender("Hansa MLP, inline", "", hansa("mlp", 1), ("W1", "W2", "W4")),
+    Contender("Hansa MLP, 2 processes", "", hansa("mlp", 2), ("W1", "W2", "W4")),
     Contender("Hansa nn.Module, inline", "", hansa("torch", 1)),
     Contender("Hansa nn.Module, 2 processes", "", hansa("torch", 2)),
     Contender("plain PyTorch loop", "", ("benchmarks.contenders.torch_loop",)),
@@ -121,7 +121,7 @@ def _watch(pid: int, peak: list[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workloads", nargs="+", default=["W1", "W2", "W3"])
+    parser.add_argument("--workloads", nargs="+", default=["W1", "W2", "W3", "W4"])
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--contenders", nargs="+", default=[], help="parts of names; all without")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "benchmarks.md")

@@ -11,6 +11,8 @@ WORK = {
     "W1": "100 IID clients of 600 rows, 10 a round, 2NN 784-200-200-10 (199,210 params), E = 1, B = 10, SGD 0.1",
     "W2": "1,000 IID clients of 60 rows, 100 a round, softmax regression (7,850 params), E = 1, B = 20, SGD 0.1",
     "W3": "W1's clients with the CNN of McMahan et al. 2017 (1,663,370 params), B = 10",
+    "W4": "W2's model with 1,000,000 synthetic clients of 60 rows, 1,000 a round; a client's rows are made when it is loaded, which is "
+    "most of the time here. Hansa alone: the peers' loaders differ too much for the same work",
 }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Workload:
-    """One federated job on Fashion-MNIST, split evenly and at random; E = 1, SGD with rate 0.1.
+    """One federated job on Fashion-MNIST, split evenly and at random (W4: on synthetic rows); E = 1, SGD with rate 0.1.
 
     rounds: timed rounds of a run, after one that warms up.
     """
@@ -27,7 +27,7 @@ class Workload:
 
     @property
     def rows(self) -> int:
-        return 60_000 // self.clients
+        return max(60, 60_000 // self.clients)
 
 
 RATE = 0.1
@@ -37,6 +37,7 @@ WORKLOADS = {
         Workload("W1", clients=100, cohort=10, model="2nn", batch=10, rounds=20),
         Workload("W2", clients=1000, cohort=100, model="softmax", batch=20, rounds=40),
         Workload("W3", clients=100, cohort=10, model="cnn", batch=10, rounds=3),
+        Workload("W4", clients=1_000_000, cohort=1000, model="softmax", batch=20, rounds=5),
     )
 }
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from hansa.core.clock import Devices, Trace
 from hansa.core.local import Local
 from hansa.data.split import Split
 from hansa.job import Evaluation, Job, Rounds
@@ -66,11 +67,18 @@ TABLES = (
     ("[[transforms]]: what happens to updates between client and sum", "transform", None),
     ("[rounds]: how the rounds are played", "", Rounds),
     ("[evaluation]: how the model is judged while it is trained", "", Evaluation),
+    ('[clock] with name = "devices": devices that are simulated ([clock.md](clock.md))', "", Devices),
+    ('[clock] with name = "trace": devices that were recorded', "", Trace),
     ("[engine]: where the work runs", "engine", None),
 )
 
 SHARED = {
     "rows": "data.rows",
+    "speed": "clock.speed",
+    "down": "clock.speed",
+    "up": "clock.speed",
+    "latency": "clock.speed",
+    "availability": "clock.availability",
     "server": "algorithm.server",
     "optimizer": "algorithm.local.optimizer",
     "schedule": "rounds.schedule",
@@ -142,8 +150,8 @@ def nested(single: type | None, group: str) -> Iterator[tuple[str, list[type]]]:
     for cls in [single] if single is not None else [cls for _, cls in kinds(group)]:
         hints = get_type_hints(cls, include_extras=True)
         for option in option_fields(cls):
-            if option in SHARED and option not in seen and len(choices(hints[option])) > 1:
-                seen.add(option)
+            if option in SHARED and SHARED[option] not in seen and len(choices(hints[option])) > 1:
+                seen.add(SHARED[option])
                 yield option, choices(hints[option])
 
 

@@ -44,12 +44,13 @@ print(json.dumps(memory))
 """
 
 MILLION = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 import hansa
 from hansa import training
 from hansa.core.store import DiskStore
 from hansa.data import Lognormal, Synthetic
+from hansa.tracking.progress import peak_memory
 
 job = hansa.Job(
     data=Synthetic(clients=1_000_000, rows=Lognormal(mean=3.0, deviation=1.0, least=10, most=500)),
@@ -61,8 +62,7 @@ job = hansa.Job(
 setting = training.open_setting(job, training.clients_of(job), DiskStore(Path(sys.argv[1])))
 records = [record for _, record in training.train(setting, training.prepare(setting))]
 setting.engine.stop()
-unit = 1 if sys.platform == "darwin" else 1024
-print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "records": records}))
+print(json.dumps({"peak": peak_memory(), "records": records}))
 """
 
 

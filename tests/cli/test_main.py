@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -355,9 +356,10 @@ def test_bad_input_of_a_process_has_no_traceback(job: Path) -> None:
 def test_an_interrupted_process_says_how_to_go_on_and_does_to_the_same_bits(job: Path, tmp_path: Path) -> None:
     """SIGINT in mid-run: exit code 130; resumed, the run ends with the params of one that was never interrupted."""
     long = ["run", str(job), "--runs", str(tmp_path / "runs"), "--set", "rounds.count=400"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "hansa.cli.main", *long], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as started:
+    # A suite that runs in the background of a shell has SIGINT ignored, and its children would inherit that.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-m", "hansa.cli.main", *long], preexec_fn=heed, **pipes) as started:
         _await(lambda: any(path.stat().st_size for path in (tmp_path / "runs").glob("*/metrics.jsonl")), started)
         started.send_signal(signal.SIGINT)
         out, err = started.communicate(timeout=60)

@@ -17,7 +17,9 @@ from hansa.options import registry
 from tests.conformance import problem
 
 torch = pytest.importorskip("torch")
-from hansa.learners.torch import TorchLearner  # noqa: E402  # only where PyTorch is
+pytest.importorskip("jax")
+from hansa.learners.jax import JaxLearner  # noqa: E402  # only where both are
+from hansa.learners.torch import TorchLearner  # noqa: E402
 
 
 def net(features: int, outputs: int) -> Any:
@@ -39,6 +41,17 @@ LEARNERS = {
     "softmax": (MLP(hidden=(), dtype="float64"), "iris"),
     "MLP regression": (MLP(hidden=(8,), activation="tanh", task="regression", l2=0.1, dtype="float64"), "diabetes"),
     "torch": (TorchLearner(module=net(4, 3)), "iris"),
+    "jax": (JaxLearner(model="hansa.learners.jax_models:perceptron", options={"widths": (6, 3), "activation": "tanh"}), "iris"),
+    "jax regression": (
+        JaxLearner(
+            model="hansa.learners.jax_models:perceptron",
+            options={"widths": (6, 1), "activation": "tanh"},
+            loss="mse",
+            metrics=("mse",),
+            l2=0.1,
+        ),
+        "diabetes",
+    ),
     "torch regression": (TorchLearner(module=net(10, 1), loss="mse", metrics=("mse",), l2=0.1), "diabetes"),
 }
 every = pytest.mark.parametrize(("learner", "data"), LEARNERS.values(), ids=LEARNERS.keys())
@@ -180,6 +193,9 @@ def test_the_exported_model_predicts_the_same_without_hansa(learner: Any, data: 
     if isinstance(model, torch.nn.Module):
         with torch.no_grad():
             out = model(torch.from_numpy(x)).numpy()
+        np.testing.assert_allclose(predicted, out.argmax(axis=1) if out.shape[1] > 1 else out[:, 0], rtol=1e-5, atol=1e-6)
+    elif callable(model):
+        out = np.asarray(model(x))
         np.testing.assert_allclose(predicted, out.argmax(axis=1) if out.shape[1] > 1 else out[:, 0], rtol=1e-5, atol=1e-6)
     else:
         np.testing.assert_allclose(

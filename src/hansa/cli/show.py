@@ -56,10 +56,24 @@ def text(name: str, content: str, as_json: bool) -> None:
 
 def summary(done: Run) -> dict[str, Any]:
     """What `run`, `resume` and `compare` tell machines about a run."""
-    return {
+    told = {
         "run": str(done.directory), "rounds": len(done.history), "metrics": done.metrics, "by_client": done.by_client,
         "ended": done.ended, "seconds": done.seconds, "report": str(done.directory / "report.html"),
     }  # fmt: skip
+    name, rows = _times(done)
+    return told | ({"virtual_time": {"metric": name, "reached": rows}} if rows else {})
+
+
+def _times(done: Run) -> tuple[str, list[dict[str, Any]]]:
+    """The watched metric of a run with a clock, and when it came near to its best; of others nothing."""
+    from dataclasses import asdict
+
+    from hansa.tracking.sections import times_to, watched
+
+    name = watched(done.history, asdict(done.job.evaluation))
+    if name is None or "clock/elapsed" not in done.history[-1]:
+        return "", []
+    return name, times_to(done.history, name)
 
 
 def run(done: Run, as_json: bool) -> None:
@@ -70,7 +84,23 @@ def run(done: Run, as_json: bool) -> None:
     click.echo(f"{done.ended} in {done.seconds:.1f} s")
     for name, value in done.metrics.items():
         click.echo(f"  {name:<22} {_number(value)}")
+    _times_table(done)
     click.echo(f"run     {done.directory}\nreport  {done.directory / 'report.html'}")
+
+
+def _times_table(done: Run) -> None:
+    from hansa.tracking.labels import duration, in_bytes
+
+    name, rows = _times(done)
+    if not rows:
+        return
+    table = _table()
+    for column in ("of its best", name, "round", "virtual time", "to clients", "from clients"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        moved = (in_bytes(row[way]) for way in ("bytes_down", "bytes_up"))
+        table.add_row(f"{row['share']:.0%}", _number(row["value"]), str(row["round"]), duration(row["seconds"]), *moved)
+    _print(table)
 
 
 def compared(job: Job, repeats: int, runs: Path, as_json: bool, quiet: bool, title: str = "") -> None:

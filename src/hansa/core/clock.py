@@ -114,7 +114,10 @@ def _draw(keys: np.ndarray, count: int, *path: int | str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Constant:
-    """The same value for every client."""
+    """The same value for every client.
+
+    value:  of every client.
+    """
 
     value: Annotated[float, Gt(0)]
     name: Literal["constant"] = field(default="constant", kw_only=True)
@@ -125,7 +128,11 @@ class Constant:
 
 @dataclass(frozen=True)
 class Uniform:
-    """Evenly between ``low`` and ``high``."""
+    """Evenly spread over an interval.
+
+    low:   smallest value.
+    high:  largest value.
+    """
 
     low: Annotated[float, Gt(0)]
     high: Annotated[float, Gt(0)]
@@ -143,8 +150,12 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Lognormal:
-    """``median * exp(deviation * z)`` with z ~ N(0, 1): half of the clients are below the median. With deviation 0.5 one in six has
-    less than 0.6 times the median and one in six more than 1.65 times; with 1.0 it is 0.37 and 2.7 times."""
+    """exp(N(log(median), deviation)): most clients near the middle, a few far above.
+
+    median:     half of the clients are below it.
+    deviation:  standard deviation of the logarithm. With 0.5 one client in six is below 0.6 times the median and one in six above 1.65
+                times; with 1.0 these are 0.37 and 2.7 times.
+    """
 
     median: Annotated[float, Gt(0)]
     deviation: Annotated[float, Interval(ge=0, le=5)] = 0.5
@@ -174,7 +185,10 @@ class Always:
 
 @dataclass(frozen=True)
 class Probability:
-    """A client can be invited in a round with probability ``value``, whatever happened before."""
+    """A client can be invited in a round by chance, whatever happened before.
+
+    value:  the probability.
+    """
 
     value: Annotated[float, Interval(gt=0, le=1)]
     name: Literal["probability"] = field(default="probability", kw_only=True)
@@ -185,9 +199,11 @@ class Probability:
 
 @dataclass(frozen=True)
 class Diurnal:
-    """A client can be invited with a probability that goes from ``most`` to ``least`` and back, a cosine of the virtual time.
+    """A client can be invited with a probability that falls and rises once a day, as a cosine of the virtual time.
 
     period:  seconds of a day.
+    most:    the probability at a client's best time.
+    least:   the probability half a day later.
     spread:  the clients' own best times lie within this share of the period: 1 for all around the world, 0 for one and the same time.
     """
 
