@@ -7,11 +7,13 @@ The public API, all of it:
     compare(job)    the job beside each client alone and all rows pooled
     Job, Rounds, Evaluation, Split          what to do
     Column, IID, Dirichlet, Shards          how rows become clients
-    from_arrays, from_table, from_torch     data that is in memory; BuiltIn and File for built-in sets and files
+    from_arrays, from_table, from_torch     data that is in memory; BuiltIn and File for built-in sets and files; Synthetic
+                                            for as many made-up clients as one likes
     Standard                                federated preprocessing
     FedAvg, FedProx, Scaffold, GradientDescent, Newton; Local, SGD, Adam; server optimisers in ``hansa.algorithms.server_optimizers``
-    Sklearn, TorchLearner, MLP              learners; estimators and modules may also be given to a job as they are
+    Sklearn, TorchLearner, JaxLearner, MLP  learners; estimators and modules may also be given to a job as they are
     Inline, Processes                       engines
+    Devices, Trace                          a virtual clock for simulated phones
     HansaError, InputError, RunFailed, Diverged
 """
 
@@ -27,6 +29,7 @@ _PUBLIC = {
     "BuiltIn": "hansa.data.builtin",
     "Client": "hansa.core.blocks",
     "Column": "hansa.data.partition",
+    "Devices": "hansa.core.clock",
     "Dirichlet": "hansa.data.partition",
     "Diverged": "hansa.core.errors",
     "Evaluation": "hansa.job",
@@ -38,6 +41,7 @@ _PUBLIC = {
     "IID": "hansa.data.partition",
     "Inline": "hansa.engines.inline",
     "InputError": "hansa.core.errors",
+    "JaxLearner": "hansa.learners.jax",
     "Job": "hansa.job",
     "Local": "hansa.core.local",
     "MLP": "hansa.learners.mlp",
@@ -52,7 +56,9 @@ _PUBLIC = {
     "Sklearn": "hansa.learners.sklearn",
     "Split": "hansa.data.split",
     "Standard": "hansa.data.preparation",
+    "Synthetic": "hansa.data.synthetic",
     "TorchLearner": "hansa.learners.torch",
+    "Trace": "hansa.core.clock",
     "compare": "hansa.comparison",
     "from_arrays": "hansa.data.memory",
     "from_table": "hansa.data.memory",
