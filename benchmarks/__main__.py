@@ -92,7 +92,8 @@ def run(contender: Contender, workload: str) -> dict[str, Any]:
     try:
         out, err = process.communicate(timeout=LIMIT)
     except subprocess.TimeoutExpired:
-        process.kill()
+        for part in [*psutil.Process(process.pid).children(recursive=True), process]:
+            part.kill()
         return {"error": f"not done after {LIMIT} s"}
     lines = [line for line in out.splitlines() if line.startswith("RESULT ")]
     if not lines:

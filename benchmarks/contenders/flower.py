@@ -11,7 +11,7 @@ os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
@@ -33,23 +33,26 @@ def rows_of(client: int, workload: str) -> tuple[torch.Tensor, torch.Tensor]:
     return HELD["x"][rows], HELD["y"][rows]
 
 
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    w = WORKLOADS[str(message.content["config"]["workload"])]
+    x, y = rows_of(int(context.node_config["partition-id"]), w.name)
+    module = HELD["module"]
+    module.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    models.train(module, x, y, w.batch, RATE)
+    content = {"arrays": ArrayRecord(module.state_dict()), "metrics": MetricRecord({"num-examples": len(x)})}
+    return Message(content=RecordDict(content), reply_to=message)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--workload", required=True)
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args()
-    w, clock, name = WORKLOADS[given.workload], Clock(), given.workload
-    app = ClientApp()
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        x, y = rows_of(int(context.node_config["partition-id"]), name)
-        module = HELD["module"]
-        module.load_state_dict(message.content["arrays"].to_torch_state_dict())
-        models.train(module, x, y, w.batch, RATE)
-        content = {"arrays": ArrayRecord(module.state_dict()), "metrics": MetricRecord({"num-examples": len(x)})}
-        return Message(content=RecordDict(content), reply_to=message)
-
+    w, clock = WORKLOADS[given.workload], Clock()
     server, held = ServerApp(), {}
 
     @server.main()
@@ -64,7 +67,13 @@ def main() -> None:
             return MetricRecord()
 
         initial = ArrayRecord(models.make(w.model).state_dict())
-        strategy.start(grid=grid, initial_arrays=initial, num_rounds=w.rounds + 1, evaluate_fn=after)
+        strategy.start(
+            grid=grid,
+            initial_arrays=initial,
+            num_rounds=w.rounds + 1,
+            train_config=ConfigRecord({"workload": w.name}),
+            evaluate_fn=after,
+        )
 
     resources = {
         "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
@@ -78,4 +87,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Actors must find the client by its module's name: from __main__ it travels by value and reads the data again at every message.
+    from benchmarks.contenders import flower
+
+    flower.main()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn import datasets
+from sklearn.datasets import load_digits
 
 from hansa.core.errors import InputError
 from hansa.data import BuiltIn
@@ -59,6 +60,8 @@ def test_the_tables_of_scikit_learn_keep_their_values_and_names(name: str) -> No
 
 def test_digits_lie_between_zero_and_one() -> None:
     rows = BuiltIn("digits").read()
+    theirs = load_digits()
+    assert np.array_equal(rows.x, theirs.data / 16) and np.array_equal(rows.y, theirs.target)
     assert rows.x.shape == (1797, 64)
     assert (rows.x.min(), rows.x.max()) == (0.0, 1.0)
 

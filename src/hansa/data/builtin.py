@@ -6,6 +6,7 @@ import os
 import tempfile
 import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -69,11 +70,14 @@ def _heart_disease() -> Rows:
 
 
 def _sklearn(name: str) -> Rows:
+    if name == "digits":
+        # Read from scikit-learn's file: importing scikit-learn takes longer than a first round.
+        installed = find_spec("sklearn")
+        assert installed is not None and installed.origin is not None
+        digits = np.loadtxt(Path(installed.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+        return Rows(digits[:, :-1] / 16.0, digits[:, -1].astype(np.int64), None, None, "classification")
     from sklearn import datasets
 
-    if name == "digits":
-        digits = datasets.load_digits()
-        return Rows(digits.data / 16.0, digits.target.astype(np.int64), None, None, "classification")
     from hansa.data.tables import plain_frame
 
     bunch = getattr(datasets, f"load_{name}")(as_frame=True)
