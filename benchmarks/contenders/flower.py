@@ -67,7 +67,8 @@ def main() -> None:
             return MetricRecord()
 
         initial = ArrayRecord(models.make(w.model).state_dict())
-        strategy.start(
+        config = ConfigRecord({"workload": w.name})
+        strategy.start(grid=grid, initial_arrays=initial, num_rounds=w.rounds + 1, train_config=config, evaluate_fn=after)
             grid=grid,
             initial_arrays=initial,
             num_rounds=w.rounds + 1,
