@@ -67,8 +67,7 @@ def main() -> None:
             return MetricRecord()
 
         initial = ArrayRecord(models.make(w.model).state_dict())
-        config = ConfigRecord({"workload": w.name})
-        strategy.start(grid=grid, initial_arrays=initial, num_rounds=w.rounds + 1, train_config=config, evaluate_fn=after)
+        strategy.start(
             grid=grid,
             initial_arrays=initial,
             num_rounds=w.rounds + 1,

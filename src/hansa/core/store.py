@@ -55,12 +55,12 @@ class DiskStore:
         # Opened on first use, so that a run without client state has no file and a worker process has its own connection.
         if self._connection is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch(mode=0o600)  # before SQLite does, whose files beside it take its mode
             connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
             with _alone_in(self.path.parent):  # the switch to WAL does not wait for its turn as everything after it does
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("PRAGMA synchronous=NORMAL")
                 connection.execute(self._SCHEMA)
-                self.path.chmod(0o600)
             self._connection = connection
         return self._connection
 
