@@ -26,7 +26,6 @@ from hansa.options import option_fields, registry
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md")])
-BY_OTHERS = {"benchmarks.md", "mnist.md"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -62,7 +61,7 @@ def links(page: Path) -> Iterator[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for link in links(page):
-        if not link.startswith(("https://", "http://", "#")) and Path(link).name not in BY_OTHERS:
+        if not link.startswith(("https://", "http://", "#")):
             assert (page.parent / link.partition("#")[0]).exists(), link
 
 
