@@ -56,9 +56,6 @@ class JaxLearner:
         """The metrics beside the loss."""
         return measured(self.loss, self.metrics)
 
-    def build(self) -> JaxLearner:
-        return self
-
     def bind(self, schema: Schema) -> BoundJax:
         """The learner for these data. InputError when labels and loss do not go together, when the model cannot take such rows or
         has too few outputs for the classes, and when JAX is not installed."""

@@ -58,9 +58,6 @@ class MLP:
     def needs(self) -> frozenset[str]:
         return frozenset({"classes" if self.task == "classification" else "numbers"})
 
-    def build(self) -> MLP:
-        return self
-
     def bind(self, schema: Schema) -> BoundMLP:
         """The perceptron for these data. InputError where labels and task do not go together."""
         if self.task == "classification" and schema.classes is None:

@@ -62,9 +62,6 @@ class TorchLearner:
         """The metrics beside the loss."""
         return measured(self.loss, self.metrics)
 
-    def build(self) -> TorchLearner:
-        return self
-
     def bind(self, schema: Schema) -> BoundTorch:
         """The learner for these data. InputError when labels and loss do not go together, when the module cannot take such rows or
         has too few outputs for the classes, and when PyTorch is not installed."""
