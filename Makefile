@@ -29,7 +29,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(INSTALLED): pyproject.toml constraints.txt dev-requirements.txt | $(VENV)/bin/python
 	@echo "installing Hansa and its tools into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,jax]' -r dev-requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,jax,dask,ray,spark]' -r dev-requirements.txt
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/bin/python:

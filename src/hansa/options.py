@@ -39,7 +39,8 @@ def build(what: str | type, given: Any, path: str = "") -> Any:
     """An options object from a plain table: ``what`` is a group of the registry, or the class itself."""
     path = path or (what if isinstance(what, str) else what.__name__.lower())
     if isinstance(given, str) and isinstance(what, str):
-        given = {"name": given}
+        scheme, address, _ = given.partition("://")
+        given = {"name": scheme, "address": given} if address else {"name": given}
     if not isinstance(given, Mapping):
         raise InputError(f"{path} = {given!r}: must be a table (write [{path}] and its keys below)")
     if isinstance(what, str):

@@ -151,6 +151,11 @@ class WorkCall:
     transforms: tuple[Transform, ...] = ()
     split: str = "train"
 
+    @property
+    def before(self) -> int | None:
+        """The round before which the clients' own entries were written that this call reads; None where the algorithm keeps none."""
+        return None if self.message.keeps is None else self.round
+
     def __call__(self, worker: Worker, block: Block) -> Update | Total:
         loaded = worker.load(block, self, self.split)
         if self.message.keeps is not None:
