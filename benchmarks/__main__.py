@@ -49,16 +49,19 @@ def hansa(learner: str, processes: int) -> tuple[str, ...]:
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
+SINGLE, ALL = ("W1", "W2"), ("W1", "W2", "W3", "W4")
 CONTENDERS = (
     Contender("Hansa MLP, inline", "", hansa("mlp", 1), ("W1", "W2", "W4")),
     Contender("Hansa MLP, 2 processes", "", hansa("mlp", 2), ("W1", "W2", "W4")),
-    Contender("Hansa nn.Module, inline", "", hansa("torch", 1)),
+    Contender("Hansa nn.Module, inline", "", hansa("torch", 1), SINGLE),
     Contender("Hansa nn.Module, 2 processes", "", hansa("torch", 2)),
-    Contender("plain PyTorch loop", "", ("benchmarks.contenders.torch_loop",)),
-    Contender("plain PyTorch loop, 2 processes", "", ("benchmarks.contenders.torch_loop", "--processes", "2")),
+    Contender("Hansa JAX, 2 processes", "", hansa("jax", 2)),
+    Contender("plain PyTorch loop", "", ("benchmarks.contenders.torch_loop",), SINGLE),
+    Contender("plain PyTorch loop, 2 processes", "", ("benchmarks.contenders.torch_loop", "--processes", "2"), ALL),
+    Contender("hand-written JAX loop", "", ("benchmarks.contenders.jax_loop",), ALL),
     Contender("Flower, 2 actors", "flower", ("benchmarks.contenders.flower",)),
-    Contender("pfl-research", "pfl", ("benchmarks.contenders.pfl",)),
-    Contender("pfl-research, 2 processes", "pfl", ("benchmarks.contenders.pfl",), launcher=TORCHRUN),
+    Contender("pfl-research", "pfl", ("benchmarks.contenders.pfl",), SINGLE),
+    Contender("pfl-research, 2 processes", "pfl", ("benchmarks.contenders.pfl",), ALL, launcher=TORCHRUN),
     Contender("FedJAX", "fedjax", ("benchmarks.contenders.fedjax_loop",)),
 )
 

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,11 @@ class Workload:
     def rows(self) -> int:
         return max(60, 60_000 // self.clients)
 
+    @property
+    def synthetic(self) -> bool:
+        """Whether clients' rows are drawn when they are loaded, because no data set has so many."""
+        return self.clients > 60_000
+
 
 RATE = 0.1
 WORKLOADS = {
@@ -36,7 +42,7 @@ WORKLOADS = {
     for w in (
         Workload("W1", clients=100, cohort=10, model="2nn", batch=10, rounds=20),
         Workload("W2", clients=1000, cohort=100, model="softmax", batch=20, rounds=40),
-        Workload("W3", clients=100, cohort=10, model="cnn", batch=10, rounds=3),
+        Workload("W3", clients=100, cohort=10, model="cnn", batch=10, rounds=2),
         Workload("W4", clients=1_000_000, cohort=1000, model="softmax", batch=20, rounds=5),
     )
 }
@@ -58,6 +64,26 @@ def shards(w: Workload) -> np.ndarray:
 
 def cohort(w: Workload, round: int) -> np.ndarray:
     return np.random.default_rng([1, round]).choice(w.clients, w.cohort, replace=False)
+
+
+def drawn(client: int, rows: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """A client of W4, as Synthetic(iid) of Li et al. 2020 draws it: x (rows, 784) float32 ~ N(0, diag(j^-1.2)), y = argmax(W x + b)."""
+    weight, bias = _truth()
+    x = np.random.default_rng([2, client]).standard_normal((rows, 784), dtype=np.float32)
+    x *= (np.arange(1, 785) ** -0.6).astype(np.float32)
+    return x, (x @ weight + bias).argmax(axis=1)
+
+
+@cache
+def _truth() -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(2)
+    return random.standard_normal((784, 10)).astype(np.float32), random.standard_normal(10).astype(np.float32)
+
+
+def unseen(w: Workload) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of W4's clients that nobody trains on."""
+    x, y = zip(*(drawn(w.clients + k) for k in range(100)), strict=True)
+    return np.concatenate(x), np.concatenate(y)
 
 
 class Clock:

@@ -76,7 +76,7 @@ def test_jobs_in_pages_are_valid(page: Path) -> None:
 def runnable() -> Iterator[Any]:
     for page in PAGES:
         for place, text in enumerate(code(page, "python")):
-            if "hansa.run(" in text or "hansa.compare(" in text:
+            if any(f"hansa.{verb}(" in text for verb in ("run", "compare", "search", "fit_each")):
                 yield pytest.param(text, id=f"{page.relative_to(ROOT)}-{place}")
 
 

@@ -15,6 +15,7 @@ PUBLIC = [
     "BuiltIn",
     "Client",
     "Column",
+    "Dask",
     "Devices",
     "Dirichlet",
     "Diverged",
@@ -31,27 +32,37 @@ PUBLIC = [
     "Job",
     "Local",
     "MLP",
+    "Models",
     "Newton",
+    "Parts",
     "Processes",
+    "Ray",
     "Rounds",
     "Run",
     "RunFailed",
     "SGD",
     "Scaffold",
+    "Search",
     "Shards",
     "Sklearn",
+    "Spark",
     "Split",
     "Standard",
     "Synthetic",
     "TorchLearner",
+    "Torchrun",
     "Trace",
     "__version__",
     "compare",
+    "fit_each",
     "from_arrays",
+    "from_partitions",
     "from_table",
     "from_torch",
     "resume",
+    "resume_search",
     "run",
+    "search",
 ]
 
 HEAVY = ("sklearn", "torch", "pandas", "pyarrow", "matplotlib", "pydantic", "rich", "scipy")
@@ -85,8 +96,8 @@ def test_the_first_page_names_all_that_is_public() -> None:
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="'hansa' has no attribute 'Spark'"):
-        _ = hansa.Spark
+    with pytest.raises(AttributeError, match="'hansa' has no attribute 'Slurm'"):
+        _ = hansa.Slurm
 
 
 def test_importing_hansa_loads_no_framework() -> None:

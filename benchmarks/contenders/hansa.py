@@ -1,4 +1,4 @@
-"""Hansa through its public API: `--learner mlp|torch`, engine inline or processes."""
+"""Hansa through its public API: `--learner mlp|torch|jax`, engine inline or processes."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ def main() -> None:
     parser.add_argument("--learner", default="mlp")
     given = parser.parse_args()
     w = WORKLOADS[given.workload]
+    learner: object
     if given.learner == "mlp":
         learner = hansa.MLP(hidden=(200, 200) if w.model == "2nn" else ())
+    elif given.learner == "jax":
+        learner = hansa.JaxLearner(model="benchmarks.jax_models:pair", options={"model": w.model})
     else:
         learner = hansa.TorchLearner(module="benchmarks.models:make", options={"model": w.model})
-    million = w.name == "W4"
     job = hansa.Job(
-        data=Synthetic(clients=w.clients, features=784, rows=Fixed(count=w.rows), iid=True)
-        if million
+        data=Synthetic(clients=w.clients, features=784, rows=Fixed(count=67), iid=True)
+        if w.synthetic
         else hansa.BuiltIn("fashion_mnist"),
         learner=learner,
         algorithm=hansa.FedAvg(local=hansa.Local(epochs=1, batch_size=w.batch, learning_rate=RATE)),
-        partition=hansa.Column() if million else hansa.IID(clients=w.clients),
-        split=hansa.Split(test=0.1 if million else 0.0),
-        rounds=hansa.Rounds(count=w.rounds + 1, clients=w.cohort, block=max(1, w.cohort // 4)),
+        partition=hansa.Column() if w.synthetic else hansa.IID(clients=w.clients),
+        split=hansa.Split(test=0.1 if w.synthetic else 0.0),
+        rounds=hansa.Rounds(count=w.rounds + 1, clients=w.cohort, block=max(1, w.cohort // 10)),
         evaluation=hansa.Evaluation(every=w.rounds + 1, clients=200),
         engine=hansa.Inline() if given.processes == 1 else hansa.Processes(workers=given.processes),
     )
@@ -49,7 +51,7 @@ def main() -> None:
     loop = [record["seconds"] for record in run.history[1:-1]]
     saved = [b - a for a, b in pairwise(whole)][:-1]
     clock.marks = [clock.marks[0], *(clock.marks[0] + sum(loop[: k + 1]) for k in range(len(loop)))]
-    clock.report(run.metrics["test/accuracy" if million else "central/accuracy"], with_saving=sorted(saved)[len(saved) // 2])
+    clock.report(run.metrics["test/accuracy" if w.synthetic else "central/accuracy"], with_saving=sorted(saved)[len(saved) // 2])
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pfl.metrics import Metrics
 from pfl.model.pytorch import PyTorchModel
 
 from benchmarks import models
-from benchmarks.workloads import RATE, WORKLOADS, Clock, data, shards
+from benchmarks.workloads import RATE, WORKLOADS, Clock, data, drawn, shards, unseen
 
 
 class WithLoss(torch.nn.Module):
@@ -58,11 +58,17 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     np.random.seed(0)
-    x, y, test_x, test_y = data()
-    tx, ty, parts = torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(shards(w))
+    if w.synthetic:
+        test_x, test_y = unseen(w)
+    else:
+        x, y, test_x, test_y = data()
+        tx, ty, parts = torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(shards(w))
 
     def user(client: int) -> Dataset:
-        rows = parts[client]
+        # pfl takes mini-batches as the rows lie: they are shuffled here, at every visit, as all others do.
+        if w.synthetic:
+            return Dataset(tuple(torch.from_numpy(side)[torch.randperm(w.rows)] for side in drawn(client)))
+        rows = parts[client][torch.randperm(w.rows)]
         return Dataset((tx[rows], ty[rows]))
 
     sampled = FederatedDataset(user, get_user_sampler("minimize_reuse", list(range(w.clients))))

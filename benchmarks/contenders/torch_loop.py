@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks import models
-from benchmarks.workloads import RATE, WORKLOADS, Clock, Workload, cohort, data, shards
+from benchmarks.workloads import RATE, WORKLOADS, Clock, Workload, cohort, data, drawn, shards, unseen
 
 SHARED: dict[str, Any] = {}
 
@@ -23,8 +23,12 @@ def work(task: tuple[dict[str, torch.Tensor], list[int]]) -> dict[str, torch.Ten
     module, total = SHARED["module"], None
     for client in clients:
         module.load_state_dict(weights)
-        rows = SHARED["shards"][client]
-        models.train(module, SHARED["x"][rows], SHARED["y"][rows], w.batch, RATE)
+        if w.synthetic:
+            x, y = map(torch.from_numpy, drawn(client))
+        else:
+            rows = SHARED["shards"][client]
+            x, y = SHARED["x"][rows], SHARED["y"][rows]
+        models.train(module, x, y, w.batch, RATE)
         state = module.state_dict()
         total = {n: v.clone() for n, v in state.items()} if total is None else {n: total[n].add_(v) for n, v in state.items()}
     assert total is not None
@@ -39,11 +43,13 @@ def main() -> None:
     w, clock = WORKLOADS[given.workload], Clock()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    x, y, test_x, test_y = data()
     module = models.make(w.model)
-    SHARED.update(
-        workload=w, module=copy.deepcopy(module), x=torch.from_numpy(x), y=torch.from_numpy(y), shards=torch.from_numpy(shards(w))
-    )
+    SHARED.update(workload=w, module=copy.deepcopy(module))
+    if w.synthetic:
+        test_x, test_y = unseen(w)
+    else:
+        x, y, test_x, test_y = data()
+        SHARED.update(x=torch.from_numpy(x), y=torch.from_numpy(y), shards=torch.from_numpy(shards(w)))
     torch.multiprocessing.set_sharing_strategy("file_system")
     pool = multiprocessing.get_context("fork").Pool(given.processes) if given.processes > 1 else None
     for number in range(w.rounds + 1):

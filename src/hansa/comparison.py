@@ -17,11 +17,14 @@ from hansa.algorithms.newton import LARGEST, Newton
 from hansa.core import metrics as metric
 from hansa.core.blocks import Client
 from hansa.core.contracts import Schema, State
+from hansa.core.errors import RunFailed
 from hansa.core.metrics import Metrics
 from hansa.core.params import Params
 from hansa.core.store import MemoryStore
 from hansa.data import recipes
+from hansa.each import fit_alone
 from hansa.engines.inline import Inline
+from hansa.fits import Failed, Fitted
 from hansa.job import Job, Rounds
 
 OVERALL = "overall"
@@ -70,6 +73,7 @@ def compare(
     Alone and pooled are trained to the optimum by Newton's method where the learner offers a Hessian, else by the job's own algorithm
     with one client. ``algorithms`` are further ones to compare; without any, Newton's method is added where it can be used.
     """
+    training.launch(job)
     extra = tuple(algorithms) or ((Newton(),) if "hessian" in job.learner.can and job.algorithm.name != "newton" else ())
     names = ["each client alone", "all rows pooled", *(_title(algorithm) for algorithm in (job.algorithm, *extra))]
     results: dict[str, list[Scores]] = {name: [] for name in names}
@@ -100,9 +104,10 @@ def _title(algorithm: Any) -> str:
 
 def _ways(job: Job, clients: Sequence[Client], algorithms: Sequence[Any]) -> Iterator[Scores]:
     """The scores of each way to learn, in the order of the table."""
-    best = replace(_optimum(job, clients), engine=Inline())  # one client at a time has no work for several processes
-    yield _scores([client.id for client in clients], [_alone(best, client) for client in clients])
-    with _prepared(best, recipes.pooled(clients), lenient=True) as (setting, state):
+    best = _optimum(job, clients)
+    yield _scores([client.id for client in clients], _alone(best, clients))
+    pooled = replace(best, engine=Inline())  # one client has no work for several processes
+    with _prepared(pooled, recipes.pooled(clients), lenient=True) as (setting, state):
         schema, params = _trained(setting, state)
         setting.engine.start(job.learner, clients, MemoryStore())
         yield _by_client(replace(setting, clients=clients), schema, params)
@@ -113,14 +118,15 @@ def _ways(job: Job, clients: Sequence[Client], algorithms: Sequence[Any]) -> Ite
             yield _by_client(with_it, *_trained(with_it, training.begin(with_it, state["preparation"])))
 
 
-def _alone(job: Job, client: Client) -> Metrics:
-    """What a client reaches with its own rows; nothing where they are of one class, from which no model can be fitted."""
-    train, test = (client.load()[split] for split in ("train", "test"))
-    classes = set(np.unique(train.y))
-    if recipes.task_of(job.data) == "classification" and (len(classes) < 2 or not set(np.unique(test.y)) <= classes):
-        return {}
-    with _prepared(job, [client], lenient=True) as (setting, state):
-        return training.per_client(setting, *_trained(setting, state), "test")[1]
+def _alone(job: Job, clients: Sequence[Client]) -> list[Metrics]:
+    """What each client reaches with its own rows; nothing where they are of one class, or its test rows of one they lack: from them
+    no model can be fitted, or none be judged. RunFailed where a fit goes wrong."""
+    found: dict[str, Metrics] = {}
+    for client, result in fit_alone(job, clients):
+        if isinstance(result, Failed) and result.kind != "InputError":
+            raise RunFailed(f"client {client.id} alone: {result}")
+        found[client.id] = result.metrics if isinstance(result, Fitted) else {}
+    return [found[client.id] for client in clients]
 
 
 @contextmanager

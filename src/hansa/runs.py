@@ -28,6 +28,9 @@ from hansa.tracking.progress import Progress
 from hansa.tracking.report import write_report
 from hansa.training import Setting
 
+LAUNCH = "launch"
+"""The file in a run folder that names the launch that began the run, where there is one."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -64,10 +67,16 @@ def run(job: Job | str | Path, *, directory: str | Path = "runs", quiet: bool = 
     good state.
     """
     job = job if isinstance(job, Job) else jobs.load(job)
+    launch = training.launch(job)
+    begun = _begun_by(launch, Path(directory), text_of(job)) if launch else None
+    if begun is not None:
+        return resume(begun, job, quiet=quiet, observe=observe)
     name = job.name or f"{getattr(job.data, 'name', 'data')}-{job.algorithm.name}"
     began = time.perf_counter()
     clients = training.clients_of(job)
     folder = RunFolder.create(Path(directory), name, text_of(job))
+    if launch:
+        folder.write_text(LAUNCH, launch)
     return _play(job, folder, clients, began, quiet, observe)
 
 
@@ -77,6 +86,8 @@ def resume(directory: str | Path, job: Job | None = None, *, quiet: bool = False
     ``job`` is needed only where the run was started from objects that its ``job.toml`` cannot hold (data in memory, a module).
     """
     folder = RunFolder.open(Path(directory))
+    if folder.has("search.toml"):
+        raise InputError(f"{directory}: it is a search, not a run; write hansa.resume_search({str(directory)!r})")
     text = folder.job_text()
     if job is None:
         try:
@@ -88,9 +99,19 @@ def resume(directory: str | Path, job: Job | None = None, *, quiet: bool = False
             ) from None
     elif text_of(job) != text:
         raise InputError(f"run {directory}: the job given is not the one of the run (compare it with {directory}/job.toml)")
+    training.launch(job)
     clients = training.clients_of(job)
     folder.lock()
     return _play(job, folder, clients, time.perf_counter(), quiet, observe)
+
+
+def _begun_by(launch: str, directory: Path, text: str) -> Path | None:
+    """The newest run of a job that this launch began and did not finish, before the launcher started all its processes again."""
+    for mark in sorted(directory.glob(f"*/{LAUNCH}"), reverse=True):
+        folder = RunFolder(mark.parent)
+        if mark.read_text() == launch and folder.job_text() == text and folder.status()["status"] != "finished":
+            return mark.parent
+    return None
 
 
 def text_of(job: Job) -> str:

@@ -1,6 +1,8 @@
 """A job under way, in memory: describe the data, prepare it, play the rounds, judge the model. No files, no terminal.
 
-Every stage is a sequence of the same rounds (`hansa.core.loop`), and the state between two rounds is one tree:
+Every stage is a sequence of the same rounds (`hansa.core.loop`). It is written once, as steps that know no engine (``..._steps``):
+a job alone plays them with its engine, many jobs at once play theirs with one engine for all (`hansa.fits`). The state between two
+rounds is one tree:
 
     stage        "preparing" | "training"
     round        rounds of the stage that are done
@@ -18,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -27,7 +29,7 @@ from hansa.core.blocks import Block, Client, LoadedBlock, Table, blocks_of
 from hansa.core.clock import Fleet, Known, Load, Turnout, turnout
 from hansa.core.contracts import Engine, Learner, Schema, State
 from hansa.core.errors import InputError, did_you_mean
-from hansa.core.loop import Observer, Outcome, Terms, evaluate, play_round, unobserved
+from hansa.core.loop import Observer, Outcome, Steps, Terms, evaluate_steps, play, round_steps, unobserved
 from hansa.core.metrics import Metrics
 from hansa.core.params import Params, size_in_bytes
 from hansa.core.sampling import cohort, cohort_size, sample
@@ -36,6 +38,7 @@ from hansa.core.worker import EvaluateCall
 from hansa.data import columns, recipes
 from hansa.data.describe import Describe, Description, asked, check
 from hansa.data.preparation import FitPreparation, Preparer, feature_names, fitted_transformer, prepared_dtype
+from hansa.data.rules import Facts
 from hansa.data.sources import Holders
 from hansa.job import Job
 from hansa.tracking.labels import duration
@@ -83,6 +86,15 @@ class Setting:
         return schema, self.job.learner.bind(schema)
 
 
+def launch(job: Job) -> str:
+    """Where a launcher has started this program several times, only one goes on from here: the others work for it, and end with it.
+
+    Returns what identifies the launch over its restarts, empty for none.
+    """
+    serve = getattr(job.engine, "serve", None)
+    return "" if serve is None else str(serve())
+
+
 def clients_of(job: Job) -> Sequence[Client]:
     """The recipes of a job's clients, in canonical order, sorted by id; each is made when it is asked for."""
     return recipes.clients(job.data, job.partition, job.split, job.seed)
@@ -98,33 +110,43 @@ def open_setting(
     ``lenient`` accepts what one client alone may have, but all together may not: constant columns, a single class. It leaves the
     clock out: nobody waits for a client that is alone.
     """
-    job = replace(job, clock=None) if lenient else job
-    fleet = None if job.clock is None else job.clock.open(client.id for client in clients)
     engine = job.engine.build()
     engine.start(job.learner, clients, MemoryStore() if store is None else store)
     try:
-        terms = Terms(job.seed, len(clients), job.rounds.weighting, job.rounds.quorum, job.transforms)
-        some = range(len(clients)) if job.preparation is not None else asked(len(clients), job.seed).tolist()
-        told = play_round(
-            {"params": {}}, algorithm=Describe(), engine=engine, blocks=blocks_of(some, job.rounds.block), schema=None, round=0,
-            rate=1.0, terms=Terms(job.seed, len(clients)), observe=observe,
-        )  # fmt: skip
-        holders = isinstance(job.data, Holders)
-        natural = getattr(job.partition, "name", "") == "column" and not holders
-        description = check(
-            told.state["facts"],
-            task=recipes.task_of(job.data),
-            needs=job.learner.needs,
-            prepared=job.preparation is not None,
-            constant="allow" if lenient else "refuse",
-            single_class="refuse" if natural and not lenient else "allow",
-            everyone=recipes.everyone(clients) if holders or len(some) < len(clients) else None,
-        )
-        schema = Schema(description.features, description.shape, description.dtype, description.classes, description.rows)
-        transformer, fit = _preparation(job, description)
+        return play(engine, setting_steps(job, clients, engine, observe, lenient))
     except BaseException:
         engine.stop()  # whoever asked for the setting will never get hold of it
         raise
+
+
+def setting_steps(
+    job: Job, clients: Sequence[Client], engine: Engine, observe: Observer = unobserved, lenient: bool = False,
+    facts: Facts | None = None,
+) -> Steps[Setting]:  # fmt: skip
+    """As :func:`open_setting`, for an engine that has been started; with what the clients told of their data if they already did."""
+    job = replace(job, clock=None) if lenient else job
+    fleet = None if job.clock is None else job.clock.open(client.id for client in clients)
+    terms = Terms(job.seed, len(clients), job.rounds.weighting, job.rounds.quorum, job.transforms)
+    some = range(len(clients)) if job.preparation is not None else asked(len(clients), job.seed).tolist()
+    if facts is None:
+        told = yield from round_steps(
+            {"params": {}}, algorithm=Describe(), blocks=blocks_of(some, job.rounds.block), schema=None, round=0, rate=1.0,
+            terms=Terms(job.seed, len(clients)), observe=observe,
+        )  # fmt: skip
+        facts = told.state["facts"]
+    holders = isinstance(job.data, Holders)
+    natural = getattr(job.partition, "name", "") == "column" and not holders
+    description = check(
+        facts,
+        task=recipes.task_of(job.data),
+        needs=job.learner.needs,
+        prepared=job.preparation is not None,
+        constant="allow" if lenient else "refuse",
+        single_class="refuse" if natural and not lenient else "allow",
+        everyone=recipes.everyone(clients) if holders or len(some) < len(clients) else None,
+    )
+    schema = Schema(description.features, description.shape, description.dtype, description.classes, description.rows)
+    transformer, fit = _preparation(job, description)
     return Setting(job, engine, clients, description, schema, transformer, fit, recipes.central(job.data), terms, observe, fleet)
 
 
@@ -140,6 +162,11 @@ def _preparation(job: Job, description: Description) -> tuple[Any, FitPreparatio
 
 def prepare(setting: Setting, state: State | None = None, save: Callable[[State], None] = lambda state: None) -> State:
     """Fit the preparation, from the start or from a saved state; returns the state in which training begins."""
+    return play(setting.engine, prepare_steps(setting, state, save))
+
+
+def prepare_steps(setting: Setting, state: State | None = None, save: Callable[[State], None] = lambda state: None) -> Steps[State]:
+    """The steps of :func:`prepare`."""
     if state is not None and state["stage"] == "training":
         return state
     fit, job = setting.fit, setting.job
@@ -147,9 +174,9 @@ def prepare(setting: Setting, state: State | None = None, save: Callable[[State]
         run = state or {"stage": "preparing", "round": 0, "algorithm": fit.init({}, {})}
         while not run["algorithm"]["done"]:
             number = run["round"] + 1
-            outcome = play_round(
-                run["algorithm"], algorithm=fit, engine=setting.engine, blocks=setting.all_blocks, schema=None, round=number,
-                rate=1.0, terms=Terms(job.seed, len(setting.clients)), observe=setting.observe,
+            outcome = yield from round_steps(
+                run["algorithm"], algorithm=fit, blocks=setting.all_blocks, schema=None, round=number, rate=1.0,
+                terms=Terms(job.seed, len(setting.clients)), observe=setting.observe,
             )  # fmt: skip
             run = {**run, "round": number, "algorithm": outcome.state}
             save(run)
@@ -172,39 +199,61 @@ def begin(setting: Setting, preparation: Any) -> State:
     return {**state, "clock": {"elapsed": 0.0, "down": size, "up": size, "devices": setting.fleet.digest}}
 
 
-def train(setting: Setting, state: State) -> Iterator[tuple[State, dict[str, Any]]]:
-    """Play the rounds that are left; yields the state after each with its record.
+Played: TypeAlias = tuple[State, dict[str, Any]]
+"""The state after a round, and its record.
 
-    A record has ``round``, ``clients``, ``seconds``, ``bytes_down``, ``bytes_up``, ``failures`` and the metrics of the round as
-    ``train/loss``, ``validation/...``, ``test/...`` (clients' own rows) and ``central/...`` (the data set's own test rows). With a
-    clock it also has ``invited``, ``dropped``, ``late``, ``clock/seconds`` and ``clock/elapsed``; messages then count for all who were
-    invited, updates for those that are used.
-    """
-    job, rounds = setting.job, setting.job.rounds
+A record has ``round``, ``clients``, ``seconds``, ``bytes_down``, ``bytes_up``, ``failures`` and the metrics of the round as
+``train/loss``, ``validation/...``, ``test/...`` (clients' own rows) and ``central/...`` (the data set's own test rows). With a
+clock it also has ``invited``, ``dropped``, ``late``, ``clock/seconds`` and ``clock/elapsed``; messages then count for all who were
+invited, updates for those that are used.
+"""
+
+
+def train(setting: Setting, state: State) -> Iterator[Played]:
+    """Play the rounds that are left; yields the state after each with its record."""
+    bound = _bound_for(setting, state)
+    while _unfinished(setting.job, state):
+        state, record = play(setting.engine, _round_of_training(setting, bound, state))
+        yield state, record
+
+
+def train_steps(setting: Setting, state: State, tell: Callable[[dict[str, Any]], None]) -> Steps[State]:
+    """The steps of :func:`train`; they return the last state, and each record is told."""
+    bound = _bound_for(setting, state)
+    while _unfinished(setting.job, state):
+        state, record = yield from _round_of_training(setting, bound, state)
+        tell(record)
+    return state
+
+
+def _bound_for(setting: Setting, state: State) -> tuple[Schema, Learner]:
     if setting.fleet is not None and state["clock"]["devices"] != setting.fleet.digest:
         raise InputError("clock.path: the file has changed since the run began (restore it, or start a new run)")
-    schema, learner = setting.bound(state["preparation"])
+    return setting.bound(state["preparation"])
+
+
+def _round_of_training(setting: Setting, bound: tuple[Schema, Learner], state: State) -> Steps[Played]:
+    job, rounds, (schema, learner) = setting.job, setting.job.rounds, bound
     size = cohort_size(len(setting.clients), rounds.clients)
-    while state["round"] < rounds.count and not _finished(job, state):
-        number, began = state["round"] + 1, time.perf_counter()
-        called = None if setting.fleet is None else _call(setting, setting.fleet, state, size, number)
-        members = cohort(len(setting.clients), size, job.seed, number) if called is None else called.used
-        terms = setting.terms if called is None else replace(setting.terms, quorum=called.quorum)
-        outcome = play_round(
-            state["algorithm"], algorithm=job.algorithm, engine=setting.engine, blocks=blocks_of(members.tolist(), rounds.block),
-            schema=schema, round=number, rate=rounds.schedule.factor(number, rounds.count), terms=terms, observe=setting.observe,
-        )  # fmt: skip
-        state = {**state, "round": number, "algorithm": outcome.state}
-        record = _record(number, outcome)
-        if called is not None:
-            state, told = _ticked(state, called, outcome)
-            record |= told
-        if number % job.evaluation.every == 0 or number == rounds.count or outcome.state.get("done"):
-            setting.observe("evaluate")
-            record |= judge(setting, schema, learner, outcome.state["params"], number)
-            state = _watch(job, state, record)
-        record["seconds"] = time.perf_counter() - began
-        yield state, record
+    number, began = state["round"] + 1, time.perf_counter()
+    called = None if setting.fleet is None else _call(setting, setting.fleet, state, size, number)
+    members = cohort(len(setting.clients), size, job.seed, number) if called is None else called.used
+    terms = setting.terms if called is None else replace(setting.terms, quorum=called.quorum)
+    outcome = yield from round_steps(
+        state["algorithm"], algorithm=job.algorithm, blocks=blocks_of(members.tolist(), rounds.block), schema=schema, round=number,
+        rate=rounds.schedule.factor(number, rounds.count), terms=terms, observe=setting.observe,
+    )  # fmt: skip
+    state = {**state, "round": number, "algorithm": outcome.state}
+    record = _record(number, outcome)
+    if called is not None:
+        state, told = _ticked(state, called, outcome)
+        record |= told
+    if number % job.evaluation.every == 0 or number == rounds.count or outcome.state.get("done"):
+        setting.observe("evaluate")
+        record |= yield from judge_steps(setting, schema, learner, outcome.state["params"], number)
+        state = _watch(job, state, record)
+    record["seconds"] = time.perf_counter() - began
+    return state, record
 
 
 def _call(setting: Setting, fleet: Fleet, state: State, size: int, number: int) -> Turnout:
@@ -233,9 +282,10 @@ def _ticked(state: State, called: Turnout, outcome: Outcome) -> tuple[State, dic
     return {**state, "clock": clock}, told
 
 
-def _finished(job: Job, state: State) -> bool:
+def _unfinished(job: Job, state: State) -> bool:
     patience = job.evaluation.patience
-    return bool(state["algorithm"].get("done") or (patience and state["since"] >= patience))
+    done = state["algorithm"].get("done") or (patience and state["since"] >= patience)
+    return state["round"] < job.rounds.count and not done
 
 
 def why_stopped(job: Job, state: State) -> str:
@@ -262,10 +312,15 @@ def _record(number: int, outcome: Outcome) -> dict[str, Any]:
 
 def judge(setting: Setting, schema: Schema, learner: Learner, params: Params, number: int) -> dict[str, float]:
     """The metrics of given params: on every split that the job keeps back, over all clients, and on the central test rows."""
+    return play(setting.engine, judge_steps(setting, schema, learner, params, number))
+
+
+def judge_steps(setting: Setting, schema: Schema, learner: Learner, params: Params, number: int) -> Steps[dict[str, float]]:
+    """The steps of :func:`judge`."""
     record: dict[str, float] = {}
     for split in ("validation", "test"):
         if getattr(setting.job.split, split):
-            _, total = per_client(setting, schema, params, split, number)
+            _, total = yield from per_client_steps(setting, schema, params, split, number)
             record |= {f"{split}/{name}": value for name, value in metric.values(total).items()}
     if setting.central is not None:
         record |= {f"central/{name}": value for name, value in metric.values(central(setting, schema, learner, params)).items()}
@@ -274,8 +329,15 @@ def judge(setting: Setting, schema: Schema, learner: Learner, params: Params, nu
 
 def per_client(setting: Setting, schema: Schema, params: Params, split: str, number: int = 0) -> tuple[Metrics, Metrics]:
     """Metrics of one split under given params: (by client, over all), of the clients ``setting.judges``."""
+    return play(setting.engine, per_client_steps(setting, schema, params, split, number))
+
+
+def per_client_steps(
+    setting: Setting, schema: Schema, params: Params, split: str, number: int = 0
+) -> Steps[tuple[Metrics, Metrics]]:
+    """The steps of :func:`per_client`."""
     blocks = blocks_of(setting.judges, setting.job.rounds.block)
-    return evaluate(setting.engine, EvaluateCall(params, schema, setting.job.seed, number, split), blocks)
+    return evaluate_steps(EvaluateCall(params, schema, setting.job.seed, number, split), blocks)
 
 
 def central(setting: Setting, schema: Schema, learner: Learner, params: Params) -> Metrics:

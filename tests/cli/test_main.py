@@ -22,7 +22,7 @@ from hansa.cli.main import main
 from hansa.cli.starter import starter_text
 from hansa.tracking.folder import RunFolder
 
-VERBS = ("run", "resume", "compare", "demo", "report", "runs", "data", "new", "schema")
+VERBS = ("run", "resume", "search", "compare", "demo", "report", "runs", "data", "new", "schema")
 
 JOB = """
 name = "short"
@@ -135,6 +135,7 @@ def test_version() -> None:
     [
         ("run", ["--set", "--runs", "--json", "--quiet", "--help"]),
         ("resume", ["--json", "--quiet", "--help"]),
+        ("search", ["--grid", "--folds", "--random", "--by", "--refit", "--set", "--runs", "--json", "--quiet", "--help"]),
         ("compare", ["--repeats", "--set", "--runs", "--json", "--quiet", "--help"]),
         ("demo", ["--repeats", "--runs", "--json", "--quiet", "--help"]),
         ("report", ["--json", "--help"]),

@@ -20,19 +20,41 @@ from hansa.core.errors import RunFailed
 from hansa.core.local import Local
 from hansa.core.store import DiskStore
 from hansa.core.updates import Failure, Update
+from hansa.engines.dask import Dask
 from hansa.engines.inline import Inline
 from hansa.engines.processes import Processes
+from hansa.engines.ray import Ray
+from hansa.engines.spark import Spark
+from hansa.engines.torchrun import Torchrun
 from hansa.learners.sklearn import Sklearn
 from hansa.options import registry
 from tests.conformance import problem
 
-ENGINES = {"inline": Inline(), "processes, 1": Processes(workers=1), "processes, 3": Processes(workers=3)}
+ENGINES = {
+    "inline": Inline(),
+    "processes, 1": Processes(workers=1),
+    "processes, 3": Processes(workers=3),
+    "dask, 2": Dask(workers=2),
+    "dask, 3": Dask(workers=3),
+    "ray, 2": Ray(workers=2),
+    "spark, rdd": Spark(workers=2, path="rdd"),
+    "spark, dataframe": Spark(workers=3, path="dataframe"),
+    "torchrun, 2": Torchrun(workers=2),
+    "torchrun, 3": Torchrun(workers=3),
+}
+NEEDS = {"dask": "distributed", "ray": "ray", "torchrun": "torch"}
+"""Packages of the engines that are extras: where one is not installed, its engine is skipped."""
+
 LEARNER = Sklearn(estimator=LogisticRegression())
 LOCAL = Local(epochs=1, batch_size=8, learning_rate=0.1)
 
 
 @pytest.fixture(scope="module", params=ENGINES.values(), ids=ENGINES.keys())
 def engine(request: Any, tmp_path_factory: Any) -> Iterator[Engine]:
+    if request.param.name in NEEDS:
+        pytest.importorskip(NEEDS[request.param.name], reason=f"the extra {request.param.name} is not installed")
+    if request.param.name == "spark":
+        request.getfixturevalue("spark")
     running = request.param.build()
     running.start(LEARNER, problem.clients("breast_cancer"), DiskStore(tmp_path_factory.mktemp("store") / "clients.sqlite"))
     yield running

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.core.reduction import SLICE, Tree, add, gather, reduce_block, weighted_sum
+from hansa.core.reduction import SLICE, SMALL, Tree, add, gather, reduce_block, weighted_sum
 from hansa.core.updates import Total, Update
 
 
@@ -57,6 +57,16 @@ def test_weighted_sum_goes_from_the_first_client_to_the_last(clients: int, dtype
     result = weighted_sum(values, weight)
     assert result.dtype == dtype
     assert np.array_equal(result, expected)
+
+
+@given(st.integers(1, 200), st.integers(SMALL, 3 * SMALL), st.sampled_from([np.float32, np.float64]))
+def test_a_large_entry_does_not_feel_its_neighbours(clients: int, size: int, dtype: type) -> None:
+    rng = np.random.default_rng(size)
+    values, weight = rng.standard_normal((clients, size)).astype(dtype), rng.uniform(1, 100, clients)
+    whole, half = weighted_sum(values, weight), size - SMALL
+    assert np.array_equal(whole[half:], weighted_sum(values[:, half:], weight))
+    plain = np.add.reduce([values[k] * dtype(weight[k]) for k in range(clients)])
+    assert np.allclose(whole, plain, rtol=0, atol=float(np.abs(values).sum(axis=0).max()) * 100 * np.finfo(dtype).eps)
 
 
 def test_large_entries_are_summed_in_slices_to_the_same_bits() -> None:

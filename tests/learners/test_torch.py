@@ -149,6 +149,7 @@ def of_client(trained, k):
 
 
 BOTH = pytest.mark.parametrize("batch", ["stacked", "one_by_one"])
+ALL = pytest.mark.parametrize("batch", ["stacked", "one_by_one", "auto"])
 
 
 @BOTH
@@ -164,7 +165,7 @@ def test_one_full_batch_step_of_one_client_is_gradient_descent(batch):
     assert trained.steps.tolist() == [1]
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("module", [mlp, cnn])
 @pytest.mark.parametrize(
     ("local", "optimizer"),
@@ -461,10 +462,10 @@ def test_a_loss_that_is_a_mean_cannot_be_stacked():
 
 def test_auto_stacks_what_can_be_stacked_without_a_word():
     data, plan = block([9, 12, 8, 8, 11, 10]), Plan(Local(1, 4), 0.1)
-    params = learner().init(0)
-    assert_same(learner().train(params, data, plan).params, learner(batch="stacked").train(params, data, plan).params)
+    params = learner(cnn).init(0)
+    assert_same(learner(cnn).train(params, data, plan).params, learner(cnn, batch="stacked").train(params, data, plan).params)
     few = block([9, 12])
-    assert_same(learner().train(params, few, plan).params, learner(batch="one_by_one").train(params, few, plan).params)
+    assert_same(learner(cnn).train(params, few, plan).params, learner(cnn, batch="one_by_one").train(params, few, plan).params)
 
 
 def test_dropout_depends_on_seed_round_and_client_alone():

@@ -88,11 +88,60 @@ def run(job: Path, overrides: tuple[str, ...], runs: Path, as_json: bool, quiet:
 @json_option
 @quiet_option
 def resume(folder: Path, as_json: bool, quiet: bool) -> None:
-    """Go on with a run that was interrupted, failed or killed; the end is the same to the last bit."""
+    """Go on with a run or a search that was interrupted, failed or killed; the end is the same to the last bit."""
     from hansa.cli import show
+
+    if (folder / "search.toml").is_file():
+        from hansa.cli.search import resumed
+
+        resumed(folder, as_json, quiet or as_json)
+        return
     from hansa.runs import resume as go_on
 
     show.run(go_on(folder, quiet=quiet or as_json), as_json)
+
+
+@main.command(epilog=example("hansa search job.toml --grid algorithm.local.learning_rate=0.01,0.1 --folds 5"))
+@job_argument
+@click.option(
+    "--grid", metavar="KEY=V,V", multiple=True, required=True, help="Values to try for an option, as --set names it; repeatable."
+)
+@click.option(
+    "--folds",
+    default=5,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Folds of each client's training rows; 0: validation rows.",
+)
+@click.option(
+    "--random", default=0, type=click.IntRange(0), help="Try so many combinations, drawn with the job's seed.  [default: all]"
+)
+@click.option("--by", default="", metavar="METRIC", help="What to judge by.  [default: evaluation.watch of the job]")
+@click.option("--refit", is_flag=True, help="Run the best job in the end, on all training rows.")
+@set_option
+@runs_option
+@json_option
+@quiet_option
+def search(
+    job: Path, grid: tuple[str, ...], folds: int, random: int, by: str, refit: bool, overrides: tuple[str, ...], runs: Path,
+    as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Fit a job with many settings at once and tell which is best."""
+    from hansa.cli.search import parsed, show, with_progress
+    from hansa.job import load
+    from hansa.searches import search as start
+
+    quiet = quiet or as_json
+    loaded, space = load(job, overrides), parsed(grid)
+    show(
+        with_progress(
+            lambda tell: start(
+                loaded, space, folds=folds, random=random, by=by, refit=refit, directory=runs, quiet=True, progress=tell
+            ),
+            quiet,
+        ),
+        as_json,
+    )
 
 
 @main.command(epilog=example("hansa compare job.toml --repeats 10"))

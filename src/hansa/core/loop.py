@@ -1,25 +1,31 @@
 """The round loop: broadcast -> work -> transform -> reduce -> update, once.
 
 It is a pure step from one state to the next. Who repeats it, saves the state and shows progress stands above (`hansa.run`).
+
+What is played is written as *steps*: a generator that yields each :class:`Exchange` with the clients that it wants, is sent what came
+back, and returns its result. It knows no engine. :func:`play` answers the exchanges of one with an engine of its own;
+:func:`hansa.core.many.together` those of many, with one engine for all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from hansa.core import metrics as metric
 from hansa.core.blocks import Block
-from hansa.core.contracts import Algorithm, Call, Context, Engine, Schema, State, Transform
+from hansa.core.contracts import Algorithm, Call, Collective, Context, Engine, Result, Schema, State, Transform
 from hansa.core.errors import Diverged, InputError, RunFailed
 from hansa.core.metrics import Metrics
 from hansa.core.params import size_in_bytes
 from hansa.core.reduction import Tree, gather
 from hansa.core.updates import Failure, Gathered, Total, Update
 from hansa.core.worker import EvaluateCall, Weighting, WorkCall
+
+R = TypeVar("R")
 
 Observer = Callable[[str], None]
 """Told the name of each stage of a round as it is reached: "broadcast", "work", "reduce", "update"."""
@@ -60,6 +66,38 @@ class Outcome:
     failures: tuple[Failure, ...] = ()
 
 
+@dataclass(frozen=True)
+class Exchange:
+    """A call for every block of a cohort, and how its results meet.
+
+    quorum: as in :class:`Terms`.
+    round:  for messages about what failed.
+    """
+
+    call: Call
+    blocks: Sequence[Block]
+    collective: Collective
+    quorum: float
+    round: int
+
+
+Answer: TypeAlias = tuple[Any, tuple[Failure, ...]]
+"""What comes back of an exchange: a :class:`Total` or a :class:`Gathered`, and the failures that the quorum allowed."""
+
+Steps: TypeAlias = Generator[Exchange, Answer, R]
+
+
+def play(engine: Engine, steps: Steps[R]) -> R:
+    """Answer the exchanges of the steps with an engine, one after another; returns their result."""
+    try:
+        wanted = next(steps)
+        while True:
+            wanted = steps.send(collect(engine, wanted))
+    except StopIteration as end:
+        result: R = end.value
+        return result
+
+
 def play_round(
     state: State,
     *,
@@ -73,12 +111,30 @@ def play_round(
     observe: Observer = unobserved,
 ) -> Outcome:
     """Play one round: one exchange with the cohort's clients."""
+    steps = round_steps(
+        state, algorithm=algorithm, blocks=blocks, schema=schema, round=round, rate=rate, terms=terms, observe=observe
+    )
+    return play(engine, steps)
+
+
+def round_steps(
+    state: State,
+    *,
+    algorithm: Algorithm,
+    blocks: Sequence[Block],
+    schema: Schema | None,
+    round: int,
+    rate: float,
+    terms: Terms,
+    observe: Observer = unobserved,
+) -> Steps[Outcome]:
+    """The steps of one round; there is one exchange in it."""
     observe("broadcast")
     state = {**state, "rate": rate, "population": terms.population}
     message = algorithm.broadcast(state, round)
     call = WorkCall(algorithm, message, schema, terms.seed, round, terms.weighting, terms.transforms)
     observe("work")
-    total, failures = collect(engine, call, blocks, algorithm.collective, terms.quorum, round)
+    total, failures = yield Exchange(call, blocks, algorithm.collective, terms.quorum, round)
     observe("reduce")
     context = Context(terms.seed, round)
     if isinstance(total, Total):
@@ -100,35 +156,50 @@ def _array_bytes(values: Any) -> int:
     return int(np.prod(values.shape)) * values.dtype.itemsize if hasattr(values, "dtype") else 0
 
 
-def collect(
-    engine: Engine, call: Call, blocks: Sequence[Block], collective: str, quorum: float, round: int
-) -> tuple[Any, tuple[Failure, ...]]:
-    """Do a call on every block and bring the results together in the job's order, whatever the order of arrival."""
-    failures: dict[int, Failure] = {}
-    updates: dict[int, Update] = {}
-    tree = Tree(len(blocks))
-    for number, result in engine.map(call, blocks):
+def collect(engine: Engine, exchange: Exchange) -> Answer:
+    """Do an exchange's call on every block and bring the results together."""
+    harvest = Harvest(exchange)
+    for number, result in engine.map(exchange.call, exchange.blocks):
+        harvest.add(number, result)
+    return harvest.answer()
+
+
+class Harvest:
+    """The results of one exchange, brought together in the job's order, whatever the order of arrival."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self._failures: dict[int, Failure] = {}
+        self._updates: dict[int, Update] = {}
+        self._tree = Tree(len(exchange.blocks))
+
+    def add(self, number: int, result: Result) -> None:
+        """Take the result of a block. Raises the run's error for the first failure where every client is needed."""
         if isinstance(result, Failure):
-            failures[number] = result
-            if quorum >= 1.0:
-                raise_failure(result, round)
-        if collective == "gather":
+            self._failures[number] = result
+            if self.exchange.quorum >= 1.0:
+                raise_failure(result, self.exchange.round)
+        if self.exchange.collective == "gather":
             if isinstance(result, Update):
-                updates[number] = result
+                self._updates[number] = result
         else:
-            tree.add(number, result if isinstance(result, Total) else None)
-    members = sum(len(block.members) for block in blocks)
-    lost = sum(len(failure.clients) for failure in failures.values())
-    ordered = tuple(failures[number] for number in sorted(failures))
-    if members - lost < max(1, quorum * members):
-        first = ordered[0]
-        raise RunFailed(
-            f"round {round}: {members - lost} of {members} clients gave a result, the quorum is {quorum:.0%}; "
-            f"the first failure, of client {first.clients[0]}: {first.kind}: {first.message}\n{first.traceback}".rstrip()
-        )
-    if collective == "sum":
-        return tree.result(), ordered
-    return gather([updates[number] for number in sorted(updates)]), ordered
+            self._tree.add(number, result if isinstance(result, Total) else None)
+
+    def answer(self) -> Answer:
+        """All results together; every block must have been added. Raises RunFailed where the quorum was not met."""
+        quorum, failures = self.exchange.quorum, self._failures
+        members = sum(len(block.members) for block in self.exchange.blocks)
+        lost = sum(len(failure.clients) for failure in failures.values())
+        ordered = tuple(failures[number] for number in sorted(failures))
+        if members - lost < max(1, quorum * members):
+            first = ordered[0]
+            raise RunFailed(
+                f"round {self.exchange.round}: {members - lost} of {members} clients gave a result, the quorum is {quorum:.0%}; "
+                f"the first failure, of client {first.clients[0]}: {first.kind}: {first.message}\n{first.traceback}".rstrip()
+            )
+        if self.exchange.collective == "sum":
+            return self._tree.result(), ordered
+        return gather([self._updates[number] for number in sorted(self._updates)]), ordered
 
 
 def raise_failure(failure: Failure, round: int) -> None:
@@ -141,8 +212,13 @@ def raise_failure(failure: Failure, round: int) -> None:
     raise RunFailed(f"round {round}, client {who}: {failure.kind}: {failure.message}\n{failure.traceback}".rstrip())
 
 
-def evaluate(engine: Engine, call: EvaluateCall, blocks: Sequence[Block]) -> tuple[Metrics, Metrics]:
-    """Metrics of one split: (per client, shape (clients,); total)."""
-    gathered, _ = collect(engine, call, blocks, "gather", 1.0, call.round)
+def evaluate_steps(call: EvaluateCall, blocks: Sequence[Block]) -> Steps[tuple[Metrics, Metrics]]:
+    """The steps of an evaluation; there is one exchange in it. They return (metrics per client, shape (clients,); total)."""
+    gathered, _ = yield Exchange(call, blocks, "gather", 1.0, call.round)
     assert isinstance(gathered, Gathered)
     return gathered.metrics, metric.totals(gathered.metrics)
+
+
+def evaluate(engine: Engine, call: EvaluateCall, blocks: Sequence[Block]) -> tuple[Metrics, Metrics]:
+    """Metrics of one split: (per client, shape (clients,); total)."""
+    return play(engine, evaluate_steps(call, blocks))

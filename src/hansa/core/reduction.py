@@ -13,8 +13,11 @@ from hansa.core import metrics as metric
 from hansa.core.params import Array
 from hansa.core.updates import Gathered, Total, Update
 
-SLICE = 1 << 17
+SLICE = 1 << 16
 """Entries of a large array that are summed over all clients before the next ones are."""
+
+SMALL = 64
+"""Entries from which an array is summed by :func:`numpy.einsum`, whose inner loop is then surely the one over the entries."""
 
 
 def weighted_sum(values: Array, weight: Array) -> Array:
@@ -25,19 +28,15 @@ def weighted_sum(values: Array, weight: Array) -> Array:
     xp = array_namespace(values)
     if not xp.isdtype(values.dtype, "real floating"):
         values = xp.astype(values, xp.float64)
-    scale = [float(w) for w in weight]
-    if not isinstance(values, np.ndarray) or values[0].size <= SLICE:
-        return _in_order(values, scale)
-    # Slice by slice the running sum stays in the cache, and memory is read once: entries do not meet, so the bits are the same.
+    if not isinstance(values, np.ndarray) or values[0].size < SMALL:
+        return _in_order(values, [float(w) for w in weight])
+    # One pass without temporaries. It runs over the clients in order for every entry, so that the bits are those of the plain loop
+    # (of its fused form, where the processor has one and NumPy uses it); entries do not meet, so slices do not change them.
     flat, total = values.reshape(len(values), -1), np.empty(values[0].size, dtype=values.dtype)
-    product = np.empty(SLICE, dtype=values.dtype)
+    scale = np.asarray(weight, dtype=values.dtype)
     for start in range(0, total.size, SLICE):
-        part = slice(start, min(start + SLICE, total.size))
-        running, term = total[part], product[: part.stop - start]
-        np.multiply(flat[0, part], scale[0], out=running)
-        for k in range(1, len(scale)):
-            np.multiply(flat[k, part], scale[k], out=term)
-            running += term
+        part = slice(start, start + SLICE)
+        np.einsum("k,kn->n", scale, flat[:, part], out=total[part])
     return total.reshape(values.shape[1:])
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import traceback
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any, Literal
 
 import numpy as np
@@ -26,10 +28,91 @@ KEPT = 256 * 2**20
 
 
 @dataclass(frozen=True)
+class Learners:
+    """The learners of several tasks, for an engine to start with in place of one. Who names none gets the first."""
+
+    all: tuple[UnboundLearner, ...]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.all[0].needs
+
+    @property
+    def can(self) -> frozenset[str]:
+        return self.all[0].can
+
+    def bind(self, schema: Schema) -> Learner:
+        return self.all[0].bind(schema)
+
+
+@dataclass(frozen=True)
 class _Loaded:
     client: Client
     splits: Splits
     size: int
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A learner that knows a schema. place: of its kin among the engine's learners."""
+
+    place: int
+    schema: Schema
+    learner: Learner
+
+    def is_for(self, place: int, schema: Schema) -> bool:
+        return self.place == place and (self.schema is schema or self.schema == schema)
+
+
+class _Held:
+    """What a worker holds for all its seats: tables, and learners that know a schema. Tasks with the same learner and schema share
+    both; what no task uses any more is dropped.
+
+    keep: see :class:`Worker`.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self.keep, self.size = keep, 0
+        self.tables: OrderedDict[tuple[int, int | None], _Loaded] = OrderedDict()
+        self.bound: dict[int, _Bound] = {}
+        self._of: dict[str, int] = {}
+        self._tasks: tuple[str, ...] = ()
+        self._numbers = count()
+
+    def bind(self, task: str, place: int, learner: UnboundLearner, schema: Schema) -> int:
+        """The number of the task's learner that knows the schema; bound once, and in place of what the task had before."""
+        number = self._of.get(task)
+        if number is not None and self.bound[number].is_for(place, schema):
+            return number
+        number = next((n for n, bound in self.bound.items() if bound.is_for(place, schema)), None)
+        if number is None:
+            number = next(self._numbers)
+            self.bound[number] = _Bound(place, schema, learner.bind(schema))
+        self._of[task] = number
+        self._drop_unused()
+        return number
+
+    def only(self, tasks: tuple[str, ...]) -> None:
+        """Forget all tasks but these."""
+        if tasks != self._tasks:
+            self._tasks = tasks
+            self._of = {task: self._of[task] for task in tasks if task in self._of}
+            self._drop_unused()
+
+    def _drop_unused(self) -> None:
+        used = set(self._of.values())
+        unused = self.bound.keys() - used
+        for number in unused:
+            del self.bound[number]
+        if unused:
+            for entry in [entry for entry in self.tables if entry[1] in unused]:
+                self.size -= self.tables.pop(entry).size
+
+    def add(self, entry: tuple[int, int | None], loaded: _Loaded) -> None:
+        self.tables[entry] = loaded
+        self.size += loaded.size
+        while self.size > self.keep and len(self.tables) > 1:
+            self.size -= self.tables.popitem(last=False)[1].size
 
 
 class Worker:
@@ -43,46 +126,76 @@ class Worker:
         self.clients = clients
         self.store = store
         self._learner = learner
-        self._bound: tuple[Schema, Learner] | None = None
-        self._keep, self._size = keep, 0
-        self._data: OrderedDict[tuple[int, bool], _Loaded] = OrderedDict()
+        self._task, self._place = "", 0
+        self._held = _Held(keep)
+
+    def seat(self, task: str, place: int, tasks: tuple[str, ...]) -> Worker:
+        """The worker as one of the tasks that share it sees it: all data, the learner at its place among the engine's
+        :class:`Learners`, and client state of its own. What is held for others than ``tasks`` is dropped."""
+        self._held.only(tasks)
+        seat = copy.copy(self)
+        seat._task, seat._place = task, place
+        seat._learner = self._learner.all[place] if isinstance(self._learner, Learners) else self._learner
+        seat.store = OwnEntries(self.store, task)
+        return seat
 
     def learner(self, schema: Schema | None) -> Any:
         """The learner that knows the data, bound once for each schema, which also drops what was prepared for another; the unbound
         one where no schema is known yet."""
         if schema is None:
             return self._learner
-        if self._bound is None or (self._bound[0] is not schema and self._bound[0] != schema):
-            self._bound = (schema, self._learner.bind(schema))
-            self._data.clear()
-            self._size = 0
-        return self._bound[1]
+        return self._held.bound[self._held.bind(self._task, self._place, self._learner, schema)].learner
 
     def table(self, position: int, split: str, schema: Schema | None) -> tuple[Client, Table]:
         """A client and its rows: as loaded without a schema, as the learner's arrays with one. InputError for a table that is not
         what the schema says."""
-        learner, entry = self.learner(schema), (position, schema is None)
-        loaded = self._data.get(entry)
+        held = self._held
+        number = None if schema is None else held.bind(self._task, self._place, self._learner, schema)
+        loaded = held.tables.get((position, number))
         if loaded is None:
-            client = self.clients[position]
-            splits = client.load()
-            if schema is not None:
+            raw = held.tables.get((position, None))
+            client = self.clients[position] if raw is None else raw.client
+            splits = client.load() if raw is None else raw.splits
+            if schema is not None and number is not None:
+                learner = held.bound[number].learner
                 splits = {name: _prepared(table, schema, learner, client.id) for name, table in splits.items()}
-            loaded = self._data[entry] = _Loaded(client, splits, sum(_bytes(table) for table in splits.values()))
-            self._size += loaded.size
-            while self._size > self._keep and len(self._data) > 1:
-                self._size -= self._data.popitem(last=False)[1].size
+            loaded = _Loaded(client, splits, sum(_bytes(table) for table in splits.values()))
+            held.add((position, number), loaded)
         else:
-            self._data.move_to_end(entry)
+            held.tables.move_to_end((position, number))
         if split not in loaded.splits:
             raise InputError(f"client {loaded.client.id}: has no {split!r} rows; set split.{split} above 0 in the job")
         return loaded.client, loaded.splits[split]
+
+    def keeps(self, clients: int) -> bool:
+        """Whether so many clients stay in memory together, if they are like those that were loaded."""
+        held = self._held
+        return bool(held.tables) and held.size * clients <= held.keep * len(held.tables)
 
     def load(self, block: Block, call: WorkCall | EvaluateCall, split: str) -> LoadedBlock:
         clients, tables = zip(*(self.table(position, split, call.schema) for position in block.members), strict=True)
         rows = np.array([len(table) for table in tables], dtype=np.float64)
         weight = rows if call.weighting == "examples" else np.ones(len(tables))
         return LoadedBlock(block.number, clients, tables, weight, call.seed, call.round)
+
+
+@dataclass(frozen=True)
+class OwnEntries:
+    """The entries of one of several tasks in the store that they share."""
+
+    store: ClientStore
+    task: str
+
+    def read(self, client: str, before: int) -> Params | None:
+        return self.store.read(own_entry(self.task, client), before)
+
+    def write(self, round: int, states: Mapping[str, Params]) -> None:
+        self.store.write(round, {own_entry(self.task, client): state for client, state in states.items()})
+
+
+def own_entry(task: str, client: str) -> str:
+    """The name of a client's entry that belongs to a task; a job that has its engine for itself is the task ``""``."""
+    return f"{task}\x1f{client}" if task else client
 
 
 def _bytes(table: Table) -> int:
@@ -176,11 +289,19 @@ class WorkCall:
 
 
 def _check_finite(update: Update, loaded: LoadedBlock) -> None:
+    """Raise Diverged with the name of the first client whose values, or loss, are not finite."""
+    stacked = {name: value for name, value in update.values.items() if not isinstance(value, list)}
+    total, count = update.metrics.get("loss", (np.zeros(len(loaded)), np.ones(len(loaded))))
+    if _finite(total) and all(_finite(value) for value in stacked.values()):
+        return
     for k, client in enumerate(loaded.clients):
-        total, count = (float(update.metrics["loss"][side][k]) for side in (0, 1)) if "loss" in update.metrics else (0.0, 1.0)
-        broken = [n for n, v in update.values.items() if not isinstance(v, list) and not _finite(v[k])]
-        if broken or not np.isfinite(total):
-            what = f"the loss is {total / max(count, 1.0)}" if not np.isfinite(total) else f"{broken[0]} is not finite"
+        broken = [name for name, value in stacked.items() if not _finite(value[k])]
+        if broken or not _finite(total[k]):
+            what = (
+                f"the loss is {float(total[k]) / max(float(count[k]), 1.0)}"
+                if not _finite(total[k])
+                else f"{broken[0]} is not finite"
+            )
             raise Diverged(
                 f"round {loaded.round}, client {client.id}: {what}; lower algorithm.local.learning_rate "
                 "(or scale the features with a preparation)"
@@ -188,7 +309,8 @@ def _check_finite(update: Update, loaded: LoadedBlock) -> None:
 
 
 def _finite(value: Any) -> bool:
-    # The sum is finite only if every entry is: one pass, no temporary of the size of the value.
+    # The sum is finite only if every entry is: one pass, no temporary of the size of the value. A sum of finite entries may overflow,
+    # so that a stack which is not finite may have clients which all are.
     return bool(np.isfinite(float(value.sum())))
 
 

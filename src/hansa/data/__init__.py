@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from hansa.data.files import File
     from hansa.data.memory import Memory, from_arrays, from_table, from_torch
     from hansa.data.partition import IID, Column, Dirichlet, Partition, Shards
+    from hansa.data.parts import Parts
+    from hansa.data.parts_frames import Partitions, from_partitions
     from hansa.data.recipes import Population, central, clients, pooled
     from hansa.data.sources import Holders, Rows, Source, Task
     from hansa.data.split import Split
@@ -26,6 +28,8 @@ _MODULES = {
     "facts": ("facts_of",),
     "files": ("File",),
     "memory": ("Memory", "from_arrays", "from_table", "from_torch"),
+    "parts": ("Parts",),
+    "parts_frames": ("Partitions", "from_partitions"),
     "partition": ("IID", "Column", "Dirichlet", "Partition", "Shards"),
     "recipes": ("Population", "central", "clients", "pooled"),
     "sources": ("Holders", "Rows", "Source", "Task"),
@@ -35,9 +39,9 @@ _MODULES = {
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
-    "IID", "BuiltIn", "Column", "Describe", "Description", "Dirichlet", "File", "Fixed", "Holders", "Lognormal", "Memory", "Partition",
+    "IID", "BuiltIn", "Column", "Describe", "Description", "Dirichlet", "File", "Fixed", "Holders", "Lognormal", "Memory", "Partition", "Partitions", "Parts",
     "Population", "Rows", "Shards", "Source", "Split", "Synthetic", "Task", "central", "check", "clients", "facts_of", "from_arrays",
-    "from_table", "from_torch", "pooled",
+    "from_partitions", "from_table", "from_torch", "pooled",
 ]  # fmt: skip
 
 

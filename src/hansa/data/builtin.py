@@ -14,7 +14,10 @@ import numpy as np
 
 from hansa.core.blocks import Table
 from hansa.core.errors import InputError
-from hansa.data.sources import Rows, remembered
+from hansa.data.sources import Pixels, Rows, remembered
+
+HOME = "HANSA_DATA_HOME"
+"""The environment variable that names the folder of fetched data sets."""
 
 SKLEARN = ("iris", "digits", "breast_cancer", "wine", "diabetes")
 IMAGES = {"mnist_784": "mnist_784", "fashion_mnist": "Fashion-MNIST"}
@@ -44,14 +47,14 @@ class BuiltIn:
         if self.name == "heart_disease":
             return remembered(self, _heart_disease)
         if self.name in IMAGES:
-            path = data_home() / f"{self.name}.npz"
-            return remembered((self, path), lambda: _images(self.name, path))
+            # Every client's load asks, so it must cost nothing where the images are there: no path is made.
+            return remembered((self, os.environ.get(HOME)), lambda: _images(self.name, data_home() / f"{self.name}.npz"))
         return remembered(self, lambda: _sklearn(self.name))
 
 
 def data_home() -> Path:
     """The folder of fetched data sets: ``$HANSA_DATA_HOME``, or ``~/.cache/hansa``."""
-    return Path(os.environ.get("HANSA_DATA_HOME") or "~/.cache/hansa").expanduser()
+    return Path(os.environ.get(HOME) or "~/.cache/hansa").expanduser()
 
 
 def _heart_disease() -> Rows:
@@ -99,9 +102,8 @@ def _images(name: str, path: Path) -> Rows:
         raise InputError(
             f"{path}: has {len(x):,} images and {len(y):,} labels, 70,000 of each belong there; delete it to fetch it again"
         )
-    x = x.astype(np.float32).reshape(-1, 28, 28) / np.float32(255)
-    y = y.astype(np.int64)
-    return Rows(x[:-CENTRAL], y[:-CENTRAL], None, Table(x[-CENTRAL:], y[-CENTRAL:]), "classification")
+    x, y = x.reshape(-1, 28, 28), y.astype(np.int64)
+    return Rows(Pixels(x[:-CENTRAL]), y[:-CENTRAL], None, Table(Pixels(x[-CENTRAL:]), y[-CENTRAL:]), "classification")
 
 
 def _fetch(name: str, path: Path) -> None:

@@ -117,6 +117,13 @@ def from_table(
 
     test: a central test set with the same columns.
     """
+    from hansa.data.parts_frames import is_partitioned
+
+    if is_partitioned(table):
+        raise InputError(
+            f"data: a {type(table).__module__.partition('.')[0]} table would have to be collected here; "
+            f"write hansa.from_partitions(table, {label!r}), which makes every partition a client"
+        )
     frame = table.to_pandas() if hasattr(table, "to_pandas") else table
     chosen = choose_features([str(name) for name in frame.columns], label, client, features, drop, "the table")
 

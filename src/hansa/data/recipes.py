@@ -119,8 +119,15 @@ class Held:
 
     def client(self, position: int, split: Split) -> Client:
         rows = int(self.source.sizes(np.array([position]), self.seed)[0])
-        arguments = {"source": self.source, "position": position, "split": split, "seed": self.seed}
+        source, place = self._alone(position)
+        arguments = {"source": source, "position": place, "split": split, "seed": self.seed}
         return Client(self.ids[position], load_held, arguments, split.training_rows(rows))
+
+    def _alone(self, position: int) -> tuple[Holders, int]:
+        """The source as a recipe takes it along, and the client's position in it: a source that knows much of every client gives one
+        of a single client (``alone``)."""
+        alone = getattr(self.source, "alone", None)
+        return (self.source, position) if alone is None else (alone(position), 0)
 
 
 @dataclass(frozen=True)
@@ -186,7 +193,8 @@ def task_of(source: Source | Holders) -> Task:
 
 def central(source: Source | Holders) -> Table | None:
     """The central test set, where the data set comes with one."""
-    return None if isinstance(source, Holders) else source.read().test
+    test = None if isinstance(source, Holders) else source.read().test
+    return test if test is None or hasattr(test.x, "iloc") else Table(np.asarray(test.x), test.y)
 
 
 def pooled(clients: Sequence[Client]) -> list[Client]:

@@ -13,7 +13,7 @@ import pickle
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -27,7 +27,8 @@ from hansa.core.updates import Failure
 from hansa.engines.processes_gang import run_gang
 from hansa.engines.processes_pool import GUARD, Process, wait_any
 from hansa.engines.processes_shared import Segment, Span, pack, unpack
-from hansa.engines.processes_worker import SHARD, Setup, serve
+from hansa.engines.processes_worker import Setup, serve
+from hansa.engines.shards import SHARD, are_small
 
 R = TypeVar("R")
 
@@ -85,8 +86,10 @@ class ProcessesEngine:
         """Put the recipes where workers find them. InputError for a recipe that cannot be sent to another process."""
         self.stop()
         relayed = isinstance(store, MemoryStore)  # what is in this process's memory is read and written here, for all workers
+        whole = are_small(clients, pickle.Pickler)
         parts = [_pickled(learner, "the learner"), b"" if relayed else _pickled(store, "the store of client state")]
-        for start in range(0, len(clients), SHARD):
+        parts.append(pickle.dumps(clients, protocol=5) if whole else b"")
+        for start in range(0, 0 if whole else len(clients), SHARD):
             parts.append(_pickled(list(clients[start : start + SHARD]), f"the recipe of a client from {clients[start].id!r} on"))
         ends = list(accumulate(map(len, parts)))
         self._recipes.reserve(max(1, ends[-1]))
@@ -96,7 +99,7 @@ class ProcessesEngine:
         for (begin, size), part in zip(spans, parts, strict=True):
             memory[begin : begin + size] = part
         self._clients, self._store = clients, store
-        self._setup = Setup(self._recipes.name, tuple(spans[2:]), len(clients), spans[0], spans[1], relayed)
+        self._setup = Setup(self._recipes.name, spans[0], spans[1], spans[2], tuple(spans[3:]), len(clients), relayed)
 
     def map(self, call: Call, blocks: Sequence[Block]) -> Iterator[tuple[int, Result]]:
         """Do the call on every block. A map that was left early is finished before the next one begins.
@@ -157,7 +160,8 @@ class ProcessesEngine:
 
     def _assign(self, blocks: Sequence[Block], setup: Setup) -> None:
         while len(self._seats) < min(self.workers, len(blocks)):
-            self._seats.append(_Seat(setup))
+            first, last = (len(self._clients) * (len(self._seats) + k) // self.workers for k in (0, 1))
+            self._seats.append(_Seat(replace(setup, own=range(first, last))))
         for block in blocks:
             owner = block.members[0] * len(self._seats) // len(self._clients)
             self._seats[owner].queue.append(block)

@@ -30,6 +30,7 @@ class Process:
         with _environment(dict.fromkeys(THREADS, "1")):
             self.process.start()
         theirs.close()
+        self._code: int | None = None
 
     def send(self, message: Any) -> bool:
         """False if the process is gone."""
@@ -48,15 +49,16 @@ class Process:
 
     def end(self, patience: float = 0.0) -> int:
         """Hang up, and kill the process if it is still there after ``patience`` seconds. Returns its exit code, minus the signal
-        if one killed it."""
-        self.pipe.close()
-        self.process.join(patience)
-        if self.process.exitcode is None:
-            self.process.kill()
-            self.process.join()
-        code = self.process.exitcode
-        self.process.close()
-        return 0 if code is None else code
+        if one killed it; the same again for a process that was ended before."""
+        if self._code is None:
+            self.pipe.close()
+            self.process.join(patience)
+            if self.process.exitcode is None:
+                self.process.kill()
+                self.process.join()
+            self._code = self.process.exitcode or 0
+            self.process.close()
+        return self._code
 
 
 def wait_any(processes: Sequence[Process], timeout: float | None = None) -> list[tuple[Process, Any]]:

@@ -7,56 +7,45 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing import connection, parent_process
 from multiprocessing.connection import Connection
-from typing import Any, NoReturn, overload
+from typing import Any, NoReturn
 
-from hansa.core.blocks import Block, Client
+from hansa.core.blocks import Block
 from hansa.core.params import Params
 from hansa.core.updates import Failure
 from hansa.core.worker import Worker, attempt
 from hansa.engines.processes_shared import Attached, Packed, Span, pack, unpack
+from hansa.engines.shards import Recipes
 
-SHARD = 32
-"""Consecutive clients that are pickled together, and unpickled when the first of them is needed."""
+BRIEF = 0.01
+"""Seconds that preparing a client ahead may take: the next block should not have to wait for longer."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker starts from: where the recipes lie in shared memory, and what else it needs, pickled."""
+    """What a worker starts from: where everything it needs lies in shared memory, pickled.
+
+    whole: all recipes, where they are small; else empty, and they lie in shards.
+    own: the positions of the clients that the worker owns.
+    """
 
     segment: str
-    shards: tuple[Span, ...]
-    clients: int
     learner: Span
     store: Span
+    whole: Span
+    shards: tuple[Span, ...]
+    clients: int
     relayed: bool
+    own: range = range(0)
 
 
-class Recipes(Sequence[Client]):
-    """The clients of the job; only those that are asked for are unpickled, so that in-memory data is not held by every worker."""
-
-    def __init__(self, memory: memoryview, shards: Sequence[Span], length: int) -> None:
-        self._memory, self._shards, self._length = memory, shards, length
-        self._opened: dict[int, list[Client]] = {}
-
-    def __len__(self) -> int:
-        return self._length
-
-    @overload
-    def __getitem__(self, position: int) -> Client: ...
-    @overload
-    def __getitem__(self, position: slice) -> list[Client]: ...
-    def __getitem__(self, position: int | slice) -> Client | list[Client]:
-        if isinstance(position, slice):
-            return [self[k] for k in range(*position.indices(self._length))]
-        shard, place = divmod(position, SHARD)
-        if shard not in self._opened:
-            self._opened[shard] = load_span(self._memory, self._shards[shard])
-        return self._opened[shard][place]
+def _in_shards(memory: memoryview, setup: Setup) -> Recipes:
+    return Recipes(setup.clients, lambda shard: load_span(memory, setup.shards[shard]))
 
 
 def load_span(memory: memoryview, span: Span) -> Any:
@@ -112,14 +101,18 @@ def serve(pipe: Connection, setup: Setup) -> None:
     try:
         learner = load_span(recipes, setup.learner)
         store = RelayedStore(pipe) if setup.relayed else load_span(recipes, setup.store)
+        clients = load_span(recipes, setup.whole) if setup.whole[1] else _in_shards(recipes, setup)
     except Exception as error:  # noqa: BLE001  # the parent raises it
         _leave_broken(pipe, error)
-    worker = Worker(learner, Recipes(recipes, setup.shards, setup.clients), store)
+    worker = Worker(learner, clients, store)
     pipe.send(("ready",))
     inbox, outbox = Attached(), _Outbox(pipe)
     call: Any = None
+    ahead = _Ahead(worker, setup.own)
     while True:
         try:
+            while not pipe.poll() and ahead.prepare(call):
+                pass
             block, news = pipe.recv()
         except (EOFError, OSError):
             leave()
@@ -135,6 +128,33 @@ def serve(pipe: Connection, setup: Setup) -> None:
             pipe.send(("done", packed.header, packed.place(outbox.memory(packed.size))))
         except (EOFError, OSError):
             leave()
+
+
+class _Ahead:
+    """What a worker does while it waits: it prepares the clients that it owns, if all of them stay in memory."""
+
+    def __init__(self, worker: Worker, own: range) -> None:
+        self._worker, self._own = worker, own
+        self._schema: Any = None
+        self._left = iter(own[:0])
+
+    def prepare(self, call: Any) -> bool:
+        """Prepare the next client for the schema of the last call. False when there is nothing more to prepare."""
+        schema = getattr(call, "schema", None)
+        if schema is not self._schema:
+            self._schema, self._left = schema, iter(self._own)
+        if schema is None or not self._worker.keeps(len(self._own)):
+            return False
+        position, began = next(self._left, None), time.monotonic()
+        if position is None:
+            return False
+        try:
+            self._worker.table(position, call.split, schema)
+        except Exception:  # noqa: BLE001  # said when the client is visited, which may never be
+            return True
+        if time.monotonic() - began > BRIEF:
+            self._left = iter(self._own[:0])
+        return True
 
 
 def leave() -> NoReturn:

@@ -11,27 +11,22 @@ Client state is read and written by this process and travels with the errand: a 
 
 from __future__ import annotations
 
-import io
 import pickle
 import secrets
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any
 
 from hansa.core.blocks import Block, Client
 from hansa.core.contracts import Call, ClientStore, Result, UnboundLearner
 from hansa.core.errors import InputError, missing_extra
+from hansa.core.many import part_of
 from hansa.core.params import Params
 from hansa.core.updates import Failure
-from hansa.core.worker import Worker, attempt
-
-SHARD = 32
-"""Consecutive clients that are pickled together, and sent to the workers that need one of them."""
-
-WHOLE = 2**20
-"""Bytes up to which all recipes are sent at once: a population that makes its recipes when asked is far below."""
+from hansa.core.worker import Worker, attempt, own_entry
+from hansa.engines.shards import SHARD, Recipes, are_small, shards_of
 
 SETUP = -1
 """The number of the parcel that holds the learner, and the recipes where they are sent whole; shards count from 0."""
@@ -63,10 +58,11 @@ class Lacking:
 
 @dataclass(frozen=True)
 class Done:
-    """A worker's answer: the result, and the entries that its clients wrote."""
+    """A worker's answer: the result, and the entries that its clients wrote in that round."""
 
     result: Result
     states: Mapping[str, Params] = field(default_factory=dict)
+    round: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,26 +81,28 @@ class Sender:
         self.engine, self.clients, self.store = engine, clients, store
         self.token = secrets.token_hex(8)
         self._serial = 0
-        self._before: int | None = None
-        self._whole = self._fits(clients)
+        self._call: Any = None
+        self._whole = are_small(clients, _cloudpickle().Pickler)
         setup = (learner, len(clients), clients if self._whole else None)
         self._parcels = {SETUP: self._pickled(setup, "the learner or the clients' recipes")}
 
     def call(self, call: Call) -> bytes:
         """What every errand of a round shares, to be sent once for all. Begins the round."""
         self._serial += 1
-        self._before = getattr(call, "before", None)
+        self._call = call
         return self._pickled(call, "the algorithm, the message or the preparation")
 
     def errand(self, block: Block) -> Errand:
         """The work of a block in the round that :meth:`call` began."""
         states: dict[str, Params] = {}
-        if self._before is not None:
+        part = part_of(self._call, block)
+        before = getattr(part.call, "before", None)
+        if before is not None:
             for position in block.members:
-                id = self.clients[position].id
-                entry = self.store.read(id, self._before)
+                name = own_entry(part.task, self.clients[position].id)
+                entry = self.store.read(name, before)
                 if entry is not None:
-                    states[id] = entry
+                    states[name] = entry
         return Errand(self.token, self._serial, block, states)
 
     def parcels(self, numbers: Sequence[int]) -> dict[int, bytes]:
@@ -131,8 +129,7 @@ class Sender:
                 + told.traceback
             )
         if told.states:
-            assert self._before is not None
-            self.store.write(self._before, told.states)
+            self.store.write(told.round, told.states)
         return told.result
 
     def lost(self, block: Block, why: str) -> Failure:
@@ -141,16 +138,6 @@ class Sender:
         return Failure(
             ids, "WorkerLost", f"the worker was lost while it did this block ({why}); too little memory is a common cause"
         )
-
-    def _fits(self, clients: Sequence[Client]) -> bool:
-        """Whether all recipes together are small; stops to look once they are not."""
-        try:
-            _cloudpickle().Pickler(_Limited(WHOLE), protocol=5).dump(clients)
-        except _TooLarge:
-            return False
-        except Exception:  # noqa: BLE001  # said properly, with the client's name, when its shard is pickled
-            return False
-        return True
 
     def _pickled(self, value: Any, what: str) -> bytes:
         try:
@@ -171,38 +158,20 @@ def owner(block: Block, slots: int, clients: int) -> int:
 # --- at the worker ---------------------------------------------------------------------------------------------------------------
 
 
-class Recipes(Sequence[Client]):
-    """The clients of a job, by the shards that have arrived so far."""
-
-    def __init__(self, length: int) -> None:
-        self.shards: dict[int, list[Client]] = {}
-        self._length = length
-
-    def __len__(self) -> int:
-        return self._length
-
-    @overload
-    def __getitem__(self, position: int) -> Client: ...
-    @overload
-    def __getitem__(self, position: slice) -> list[Client]: ...
-    def __getitem__(self, position: int | slice) -> Client | list[Client]:
-        if isinstance(position, slice):
-            return [self[k] for k in range(*position.indices(self._length))]
-        return self.shards[position // SHARD][position % SHARD]
-
-
 class Carried:
     """The store of client state at a worker: the entries that came with the errand, and those that go back with the answer."""
 
     def __init__(self) -> None:
         self.came: Mapping[str, Params] = {}
         self.goes: dict[str, Params] = {}
+        self.round = 0
 
     def read(self, client: str, before: int) -> Params | None:
         return self.came.get(client)
 
     def write(self, round: int, states: Mapping[str, Params]) -> None:
         self.goes.update(states)
+        self.round = round
 
 
 class _Bench:
@@ -243,12 +212,12 @@ def _make_ready(errand: Errand, call: bytes, parcels: Parcels) -> Lacking | None
     """Unpack what this errand needs and this process does not hold yet; or say what is lacking."""
     if _bench.token != errand.token:
         if SETUP not in parcels:
-            return Lacking((SETUP, *_shards(errand.block)))
+            return Lacking((SETUP, *shards_of(errand.block)))
         _bench.open(errand.token, parcels[SETUP])
     worker = _bench.worker
     assert worker is not None
     if isinstance(worker.clients, Recipes):
-        lacking = [shard for shard in _shards(errand.block) if shard not in worker.clients.shards]
+        lacking = [shard for shard in shards_of(errand.block) if shard not in worker.clients.shards]
         if not parcels.keys() >= set(lacking):
             return Lacking(tuple(lacking))
         for shard in lacking:
@@ -263,16 +232,13 @@ def _do(errand: Errand) -> bytes:
     worker = _bench.worker
     assert worker is not None
     _bench.store.came, _bench.store.goes = errand.states, {}
-    done = Done(attempt(_bench.call, worker, errand.block), _bench.store.goes)
+    result = attempt(_bench.call, worker, errand.block)
+    done = Done(result, _bench.store.goes, _bench.store.round)
     try:
         return _cloudpickle().dumps(done, protocol=5)
     except Exception as error:  # noqa: BLE001  # a result that cannot be sent is the client's failure, not the worker's
         ids = tuple(worker.clients[position].id for position in errand.block.members)
         return pickle.dumps(Done(Failure(ids, type(error).__name__, f"the result cannot be sent: {error}", traceback.format_exc())))
-
-
-def _shards(block: Block) -> tuple[int, ...]:
-    return tuple(sorted({position // SHARD for position in block.members}))
 
 
 # --- both ------------------------------------------------------------------------------------------------------------------------
@@ -285,22 +251,3 @@ def _cloudpickle() -> Any:
     except ImportError as error:
         raise missing_extra("cloudpickle", "dask") from error
     return cloudpickle
-
-
-class _TooLarge(Exception):
-    pass
-
-
-class _Limited(io.RawIOBase):
-    def __init__(self, limit: int) -> None:
-        self.left = limit
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        size = memoryview(data).nbytes
-        self.left -= size
-        if self.left < 0:
-            raise _TooLarge
-        return size

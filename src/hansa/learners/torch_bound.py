@@ -39,6 +39,7 @@ from hansa.learners.torch import TorchLearner
 from hansa.learners.torch_losses import RowLoss, measure, name_of, prediction, row_loss, total
 from hansa.learners.torch_memory import train_in_groups
 from hansa.learners.torch_model import Model, array, build, device_named, materialise, scoped
+from hansa.learners.torch_perceptron import Perceptron, perceptron_of
 from hansa.learners.torch_training import obstacle_to_stacking, train_one_by_one, train_stacked, worth_stacking
 
 ROWS_AT_ONCE = 4096
@@ -117,6 +118,9 @@ class BoundTorch:
 
     def train(self, params: Params, block: LoadedBlock, plan: Plan) -> Trained:
         with scoped(self.model.device):
+            perceptron = self._perceptron(block)
+            if perceptron is not None and perceptron.takes(plan):
+                return perceptron.train(params, block, plan)
             if self._stacks(block):
 
                 def stacked(group: LoadedBlock, own: Plan) -> Trained:
@@ -124,6 +128,16 @@ class BoundTorch:
 
                 return train_in_groups(stacked, block, plan, self.model.device)
             return train_one_by_one(self.model, self.row_loss, self.options.l2, params, block, plan)
+
+    def _perceptron(self, block: LoadedBlock) -> Perceptron | None:
+        """The module as a perceptron, where it is one and the job leaves the way of training open."""
+        o, model, longest = self.options, self.model, int(np.argmax(block.rows))
+        ours = o.batch == "auto" and o.loss == "cross_entropy" and not o.l2 and self.schema.classes is not None
+        if not ours or model.device.type != "cpu" or not block.rows[longest]:
+            return None
+        if not hasattr(model, "perceptron"):
+            model.perceptron = perceptron_of(model, block.tables[longest].x)
+        return model.perceptron
 
     def _stacks(self, block: LoadedBlock) -> bool:
         model, batch, longest = self.model, self.options.batch, int(np.argmax(block.rows))

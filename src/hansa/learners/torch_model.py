@@ -106,9 +106,11 @@ class Model:
     weights:  parameters that are trained; a shared one is listed once.
     others:   frozen parameters and persistent buffers.
     obstacle: why clients cannot be trained as one batch; None when they can, missing as long as nobody has tried.
+    perceptron: the module as a perceptron, None when it is none; missing likewise.
     """
 
     obstacle: str | None
+    perceptron: Any
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         self.device = device

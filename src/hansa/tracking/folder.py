@@ -12,6 +12,7 @@ clients.json          metrics of every client at the end
 sharing.json          what left the clients and what stayed, optional
 comparison.json       the same data learned in other ways, optional
 report.html           see :mod:`hansa.tracking.report`
+launch                names the launch that began the run, where ``torchrun`` started it
 lock                  held by the process that writes
 ====================  ====================================================================================================
 

@@ -1,0 +1,146 @@
+"""A Dask cluster as the engine uses it: started here or connected to, and asked whether it can do the work, within seconds."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import platform
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from hansa.core.errors import InputError, RunFailed, missing_extra
+
+PORT = 8786
+"""Of a Dask scheduler that was given no other."""
+
+TIMEOUT = 10.0
+"""Seconds that a scheduler has to answer, and to name a worker."""
+
+GUARD = "a script that starts a cluster is imported again by each worker, so write its own calls under\nif __name__ == '__main__':"
+
+
+@dataclass
+class Cluster:
+    """client: this process's connection. local: whether the cluster lives and ends with it."""
+
+    client: Any
+    local: bool
+    _closing: ExitStack = field(repr=False)
+
+    def workers(self) -> set[str]:
+        """The addresses of the workers that are there now."""
+        try:
+            return set(self.client.nthreads())
+        except Exception as error:
+            raise self.lost() from error
+
+    def lost(self) -> RunFailed:
+        return RunFailed(
+            f"engine dask: the scheduler at {self.client.scheduler.address} is lost, or was told to drop this run's tasks; "
+            "the run can be resumed when one is there again"
+        )
+
+    def close(self) -> None:
+        self._closing.close()
+
+
+def connect(address: str, workers: int) -> Cluster:
+    """The cluster whose scheduler is at ``address``, or one of so many worker processes on this machine.
+
+    Raises InputError where no scheduler answers, where it has no workers, and where these have other versions than this process;
+    RunFailed when workers cannot be started here.
+    """
+    try:
+        import distributed  # noqa: F401
+    except ImportError as error:
+        raise missing_extra("dask", "dask") from error
+    with ExitStack() as opened:
+        client = _joined(address, opened) if address else _started(workers, opened)
+        return Cluster(client, not address, opened.pop_all())
+
+
+def _started(workers: int, opened: ExitStack) -> Any:
+    from dask.system import CPU_COUNT
+    from distributed import Client, LocalCluster
+
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise InputError(f"engine dask: {GUARD}")
+    try:
+        # What workers hold is kept within bounds by themselves and is not Dask's to spill, and a worker that is paused for the
+        # memory it uses gets no tasks. What dies of a lack of it is replaced, and reported here: logs would say it again.
+        cluster = LocalCluster(
+            n_workers=workers or CPU_COUNT,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",  # a scheduler serves HTTP also without a dashboard; on a port that is free
+            memory_limit=0,
+            silence_logs=logging.CRITICAL,
+            scheduler_kwargs={"allowed_failures": 1, "dashboard": False},
+        )
+    except Exception as error:
+        raise RunFailed(f"engine dask: a cluster cannot be started here ({type(error).__name__}: {error}); {GUARD}") from error
+    opened.callback(cluster.close, timeout=TIMEOUT)
+    return opened.enter_context(Client(cluster, set_as_default=False))
+
+
+def _joined(address: str, opened: ExitStack) -> Any:
+    from distributed import Client
+
+    url = scheduler_url(address)
+    try:
+        client = opened.enter_context(Client(url, timeout=TIMEOUT, set_as_default=False))
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(
+            f"engine dask: no scheduler answers at {url} ({type(error).__name__}: {error}); start one with `dask scheduler`, or "
+            "correct engine.address"
+        ) from error
+    _refuse_workers(client, url)
+    return client
+
+
+def scheduler_url(address: str) -> str:
+    """``dask://host:8786``, ``tcp://host:8786``, ``host:8786`` or ``host`` as Dask writes it; other schemes as they are."""
+    scheme, _, rest = address.rpartition("://")
+    host, colon, port = rest.rpartition(":")
+    if not rest or (colon and not port.isdecimal() and not rest.endswith("]")):
+        raise InputError(f"engine.address = {address!r}: is not the address of a scheduler; write dask://host:{PORT}")
+    return f"{'tcp' if scheme in ('', 'dask') else scheme}://{rest if colon and host and port.isdecimal() else f'{rest}:{PORT}'}"
+
+
+def _refuse_workers(client: Any, url: str) -> None:
+    """InputError where there are no workers, or some that would not do the same as this process."""
+    try:
+        client.wait_for_workers(1, timeout=TIMEOUT)
+    except TimeoutError as error:
+        raise InputError(
+            f"engine dask: the cluster at {url} has no workers; start some with `dask worker {url}` (a cluster that grows when asked: "
+            "set its minimum to 1)"
+        ) from error
+    here, there = versions(), client.run(versions, on_error="return")
+    for worker, found in there.items():
+        if isinstance(found, Exception):
+            raise InputError(
+                f"engine dask: worker {worker} cannot run Hansa ({type(found).__name__}: {found}); install the same packages there as here"
+            )
+        _refuse_versions(worker, found, here)
+
+
+def _refuse_versions(worker: str, there: Mapping[str, str], here: Mapping[str, str]) -> None:
+    for package, version in here.items():
+        if there[package] != version:
+            raise InputError(
+                f"engine dask: worker {worker} has {package} {there[package]} and this process {version}; install the same there as here"
+            )
+
+
+def versions() -> dict[str, str]:
+    """What must be the same here and at a worker for messages to be read and results to be equal; patch releases may differ."""
+    import numpy as np
+
+    from hansa import __version__
+
+    numpy = ".".join(np.__version__.split(".")[:2])
+    return {"Python": ".".join(platform.python_version_tuple()[:2]), "numpy": numpy, "hansa": __version__}
