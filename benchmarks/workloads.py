@@ -40,10 +40,10 @@ RATE = 0.1
 WORKLOADS = {
     w.name: w
     for w in (
-        Workload("W1", clients=100, cohort=10, model="2nn", batch=10, rounds=20),
+        Workload("W1", clients=100, cohort=10, model="2nn", batch=10, rounds=12),
         Workload("W2", clients=1000, cohort=100, model="softmax", batch=20, rounds=40),
         Workload("W3", clients=100, cohort=10, model="cnn", batch=10, rounds=2),
-        Workload("W4", clients=1_000_000, cohort=1000, model="softmax", batch=20, rounds=5),
+        Workload("W4", clients=1_000_000, cohort=1000, model="softmax", batch=20, rounds=3),
     )
 }
 

@@ -34,7 +34,7 @@ def main() -> None:
         algorithm=hansa.FedAvg(local=hansa.Local(epochs=1, batch_size=w.batch, learning_rate=RATE)),
         partition=hansa.Column() if w.synthetic else hansa.IID(clients=w.clients),
         split=hansa.Split(test=0.1 if w.synthetic else 0.0),
-        rounds=hansa.Rounds(count=w.rounds + 1, clients=w.cohort, block=max(1, w.cohort // 10)),
+        rounds=hansa.Rounds(count=w.rounds + 1, clients=w.cohort, block=w.cohort // 2),
         evaluation=hansa.Evaluation(every=w.rounds + 1, clients=200),
         engine=hansa.Inline() if given.processes == 1 else hansa.Processes(workers=given.processes),
     )

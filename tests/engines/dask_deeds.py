@@ -105,7 +105,7 @@ class Act:
             return Update({"f": [(k for k in "ab")]}, np.ones(1))
         if deed == "sleep":
             time.sleep(0.5)
-        if deed == "kill" and (not self.once or claim(self.once)):
+        if deed == "kill" and (not self.once or claim(f"{self.once}-{block.number}")):
             os.kill(os.getpid(), signal.SIGKILL)
         value = np.full((1, self.size), block.number + len(self.cargo))
         return Update({"n": value}, np.ones(1), {"pid": (np.ones(1) * os.getpid(), np.ones(1))})

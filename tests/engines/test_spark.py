@@ -366,7 +366,8 @@ def run_script(folder: Path, body: str) -> str:
     """What a script prints. It must end well, say nothing else, and leave no Java process."""
     script = folder / "script.py"
     script.write_text(textwrap.dedent(SCRIPT) + textwrap.dedent(body))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path), "PYTHONWARNINGS": "error"}
+    environment = {**os.environ, "PYTHONWARNINGS": "error", "SPARK_LOCAL_DIRS": str(folder)}  # what is killed leaves files there
+    environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, script], stdout=pipe, stderr=pipe, text=True, env=environment, cwd=folder) as process:
         try:
@@ -451,7 +452,10 @@ def test_same_bits_after_an_executor_is_killed_in_mid_round(tmp_path: Path) -> N
         finally:
             engine.stop()
             import pathlib, pyspark, shutil
-            shutil.rmtree(pathlib.Path(pyspark.__file__).parent / "work" / application)  # where Spark leaves what its workers wrote
+            work = pathlib.Path(pyspark.__file__).parent / "work"  # where Spark leaves what its workers wrote
+            shutil.rmtree(work / application)
+            if not any(work.iterdir()):
+                work.rmdir()
     """
     assert run_script(tmp_path, body) == "True True 2 1"
 
@@ -460,7 +464,12 @@ def spark_process(log: Path, *arguments: str) -> subprocess.Popen[bytes]:
     """A server of Spark's own, as its scripts start it."""
     import pyspark
 
-    environment = {**os.environ, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
+    environment = {
+        **os.environ,
+        "PYSPARK_PYTHON": sys.executable,
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "SPARK_LOCAL_DIRS": str(log.parent),
+    }
     environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
     command = [str(Path(pyspark.__file__).parent / "bin" / arguments[0]), *arguments[1:]]
     with log.open("wb") as file:
@@ -479,13 +488,20 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> Non
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    for child in psutil.Process(process.pid).children(recursive=True):
+    """As a user ends it, so that it removes its files; by force where it does not go."""
+    below = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    _, left = psutil.wait_procs(below, 5)
+    for child in left:
         child.kill()
-    process.kill()
-    process.wait()
 
 
-def test_a_standalone_cluster_and_one_without_workers(tmp_path: Path) -> None:
+def test_a_standalone_cluster_and_one_without_workers_and_one_that_loses_all(tmp_path: Path) -> None:
     port, log = free_port(), tmp_path / "master.log"
     master_class, worker_class = ("org.apache.spark.deploy.master.Master", "org.apache.spark.deploy.worker.Worker")
     master = spark_process(log, "spark-class", master_class, "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0")
@@ -512,9 +528,18 @@ def test_a_standalone_cluster_and_one_without_workers(tmp_path: Path) -> None:
             engine = begin(address={address!r})
             print(engine._cluster.slots(), same(rounds(engine), expected()))
             print(engine.gang(sum_of_ranks, 2)[0][0] == Inline().build().gang(sum_of_ranks, 2)[0][0])
+            worker = psutil.Process({servers[1].pid})
+            for process in [worker, *worker.children(recursive=True)]:
+                process.kill()
+            jobs.PATIENCE = jobs.IDLE = 1.0
+            try:
+                list(engine.map(Act(), BLOCKS))
+            except RunFailed as error:
+                print(error)
             engine.stop()
         """
-        assert run_script(tmp_path, body) == "2 True\nTrue"
+        lines = run_script(tmp_path, body).splitlines()
+        assert lines[:2] == ["2 True", "True"] and lines[2].startswith("engine spark: no worker has taken a task for 1 seconds")
     finally:
         for server in servers:
             end(server)

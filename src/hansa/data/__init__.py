@@ -39,9 +39,9 @@ _MODULES = {
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
-    "IID", "BuiltIn", "Column", "Describe", "Description", "Dirichlet", "File", "Fixed", "Holders", "Lognormal", "Memory", "Partition", "Partitions", "Parts",
-    "Population", "Rows", "Shards", "Source", "Split", "Synthetic", "Task", "central", "check", "clients", "facts_of", "from_arrays",
-    "from_partitions", "from_table", "from_torch", "pooled",
+    "IID", "BuiltIn", "Column", "Describe", "Description", "Dirichlet", "File", "Fixed", "Holders", "Lognormal", "Memory", "Partition",
+    "Partitions", "Parts", "Population", "Rows", "Shards", "Source", "Split", "Synthetic", "Task", "central", "check", "clients",
+    "facts_of", "from_arrays", "from_partitions", "from_table", "from_torch", "pooled",
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import asyncio
 import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -203,7 +204,7 @@ class _Round:
         if len(data) <= LARGE:
             return data
         if number not in self._shared or self._shared[number].status == "error":  # it too is blamed for a worker that dies
-            with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 EiB"}):
+            with dask.config.set({"distributed.admin.large-graph-warning-threshold": 2**60}):
                 self._shared[number] = self.client.submit(bytes, data, pure=False)
         return self._shared[number]
 
@@ -230,12 +231,12 @@ class _Round:
             return dict.fromkeys(news)
         gathering = self.client.gather(finished, errors="skip", asynchronous=True)
         pending = asyncio.run_coroutine_threadsafe(gathering, self.client.loop.asyncio_loop)
-        while True:
-            try:
-                answers = pending.result(PULSE)
-                break
-            except TimeoutError:
-                self._look()
+        while not wait([pending], PULSE).done:
+            self._look()
+        try:
+            answers = pending.result()
+        except (OSError, CancelledError) as error:
+            raise self.cluster.lost() from error
         return {task: answers.get(place) for place, task in enumerate(news) if task in self._tasks}
 
     def _look(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import platform
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -23,18 +24,24 @@ GUARD = "a script that starts a cluster is imported again by each worker, so wri
 
 @dataclass
 class Cluster:
-    """client: this process's connection. local: whether the cluster lives and ends with it."""
+    """client: this process's connection. local: the cluster, where it was started here and so ends with the connection."""
 
     client: Any
-    local: bool
+    local: Any
     _closing: ExitStack = field(repr=False)
 
     def workers(self) -> set[str]:
-        """The addresses of the workers that are there now."""
+        """The addresses of the workers that are there now. RunFailed where the scheduler is lost."""
+        if self.client.status != "running":  # it may come back, but what it was told is lost
+            raise self.lost()
         try:
-            return set(self.client.nthreads())
+            found = set(self.client.nthreads())
+            if self.local is not None and len(found) < len(self.local.worker_spec):
+                # A nanny replaces a worker that dies, but not one that dies again before it has settled: then its place is empty.
+                self.local.scale(len(self.local.worker_spec))
         except Exception as error:
             raise self.lost() from error
+        return found
 
     def lost(self) -> RunFailed:
         return RunFailed(
@@ -53,17 +60,20 @@ def connect(address: str, workers: int) -> Cluster:
     RunFailed when workers cannot be started here.
     """
     try:
-        import distributed  # noqa: F401
+        import distributed
     except ImportError as error:
         raise missing_extra("dask", "dask") from error
     with ExitStack() as opened:
-        client = _joined(address, opened) if address else _started(workers, opened)
-        return Cluster(client, not address, opened.pop_all())
+        local = None if address else _started(workers, opened)
+        client = (
+            _joined(address, opened) if local is None else opened.enter_context(distributed.Client(local, set_as_default=False))
+        )
+        return Cluster(client, local, opened.pop_all())
 
 
 def _started(workers: int, opened: ExitStack) -> Any:
     from dask.system import CPU_COUNT
-    from distributed import Client, LocalCluster
+    from distributed import LocalCluster
 
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise InputError(f"engine dask: {GUARD}")
@@ -83,7 +93,7 @@ def _started(workers: int, opened: ExitStack) -> Any:
     except Exception as error:
         raise RunFailed(f"engine dask: a cluster cannot be started here ({type(error).__name__}: {error}); {GUARD}") from error
     opened.callback(cluster.close, timeout=TIMEOUT)
-    return opened.enter_context(Client(cluster, set_as_default=False))
+    return cluster
 
 
 def _joined(address: str, opened: ExitStack) -> Any:
@@ -103,11 +113,11 @@ def _joined(address: str, opened: ExitStack) -> Any:
 
 def scheduler_url(address: str) -> str:
     """``dask://host:8786``, ``tcp://host:8786``, ``host:8786`` or ``host`` as Dask writes it; other schemes as they are."""
-    scheme, _, rest = address.rpartition("://")
-    host, colon, port = rest.rpartition(":")
-    if not rest or (colon and not port.isdecimal() and not rest.endswith("]")):
+    found = re.fullmatch(r"(?:(?P<scheme>[a-z]+)://)?(?P<host>\[[^\[\]]+\]|[^\[\]:/\s]+)(?::(?P<port>[0-9]+))?/?", address)
+    if found is None:
         raise InputError(f"engine.address = {address!r}: is not the address of a scheduler; write dask://host:{PORT}")
-    return f"{'tcp' if scheme in ('', 'dask') else scheme}://{rest if colon and host and port.isdecimal() else f'{rest}:{PORT}'}"
+    scheme = "tcp" if found["scheme"] in (None, "dask") else found["scheme"]
+    return f"{scheme}://{found['host']}:{found['port'] or PORT}"
 
 
 def _refuse_workers(client: Any, url: str) -> None:

@@ -23,7 +23,7 @@ def run_gang(cluster: Cluster, function: Callable[[Collectives], R], members: in
     if len(workers) < members:
         raise InputError(
             f"engine dask: a gang of {members} needs {members} workers at the same time and the cluster has {len(workers)}; "
-            + (f"write engine.workers = {members}" if cluster.local else "start more with `dask worker`")
+            + (f"write engine.workers = {members}" if cluster.local is not None else "start more with `dask worker`")
         )
     workers = workers[:members]
     with Hub(members, _own_host(client)) as hub:

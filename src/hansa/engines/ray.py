@@ -26,7 +26,7 @@ from hansa.engines.remote import Errand, Lacking, Parcels, Sender, do, owner
 R = TypeVar("R")
 
 LARGE = 100 * 1024
-"""Bytes above which a round's call goes through the object store, once for all workers of a node; Ray does no other with less."""
+"""Bytes above which Ray moves an argument through its object store; a round's call is then put there once, for all workers."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,10 @@ class _Seat:
 
     def occupy(self) -> None:
         near = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(self.node, soft=True)
+        # A byte of memory: an actor that asks for nothing at all is put on any node, whatever is said of where it should be.
         # Ray restarts the process, and holds back what is sent meanwhile. An errand that was under way is not sent again by Ray: its
         # deaths are counted here.
-        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": near}
+        options = {"num_cpus": 0, "memory": 1, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": near}
         self.holder = self.ray.remote(**options)(Holder).remote()
         self.do = self.holder.do.options(max_task_retries=0)
         self.begun, self.waking, self.knows = False, False, 0

@@ -37,7 +37,7 @@ _SETTINGS = b"\4"
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0\0\0\0\0"
 
-_NEWS = "worker died or was killed|node with node id|has been marked dead"
+_NEWS = "worker died or was killed|so the task will be retried|[Rr]aylet is terminated|node with node id|has been marked dead"
 """What Ray would print in this process about losses, which the engine makes good or reports itself."""
 
 _QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
