@@ -29,6 +29,7 @@ from benchmarks.page import page
 
 ROOT = Path(__file__).parent.parent
 HOME = ROOT / ".bench"
+LAST = HOME / "results.json"
 LIMIT = 900
 """Seconds that one run of a contender may take."""
 
@@ -128,14 +129,16 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", default=["W1", "W2", "W3", "W4"])
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--contenders", nargs="+", default=[], help="parts of names; all without")
+    parser.add_argument(
+        "--add", action="store_true", help="keep on the page the workloads of the last run that this one leaves out"
+    )
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "benchmarks.md")
     given = parser.parse_args()
     chosen = [c for c in CONTENDERS if not given.contenders or any(part in c.name for part in given.contenders)]
     for contender in chosen:
         interpreter(contender.peer)
-    results: dict[str, dict[str, list[dict[str, Any]]]] = {
-        w: {c.name: [] for c in chosen if w in c.workloads} for w in given.workloads
-    }
+    results: dict[str, dict[str, list[dict[str, Any]]]] = json.loads(LAST.read_text()) if given.add and LAST.exists() else {}
+    results |= {w: {c.name: [] for c in chosen if w in c.workloads} for w in given.workloads}
     for workload in given.workloads:
         for repetition in range(given.repetitions):
             for contender in chosen:
@@ -147,7 +150,8 @@ def main() -> None:
     versions = {
         "Python": platform.python_version(), "NumPy": version("numpy"), "PyTorch": version("torch"), **_peers(),
     }  # fmt: skip
-    text = page(results, measure_aggregation(given.repetitions), given.repetitions, versions, _machine())
+    LAST.write_text(json.dumps(results))
+    text = page(dict(sorted(results.items())), measure_aggregation(given.repetitions), versions, _machine())
     given.output.write_text(text, "utf-8")
     print(f"wrote {given.output}")
 

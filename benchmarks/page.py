@@ -16,20 +16,21 @@ WORK = {
 }
 
 
-def page(results: Results, aggregation: dict[str, Any], repetitions: int, versions: dict[str, str], machine: str) -> str:
+def page(results: Results, aggregation: dict[str, Any], versions: dict[str, str], machine: str) -> str:
     """Markdown: a table per workload, the targets, aggregation, and how it was measured."""
     listed = ", ".join(f"{name} {number}" for name, number in versions.items())
     parts = [
         "# Benchmarks",
         "Written by `make bench`; do not edit. Fashion-MNIST, the same rows, models, cohort sizes and hyper-parameters for all; the final "
-        "accuracy on the 10,000 test rows is the check that the work is the same. Contenders take turns (A B C A B C ...), "
-        f"{repetitions} repetitions; figures are medians, with the smallest and the largest repetition in brackets.",
+        "accuracy on the 10,000 test rows is the check that the work is the same. Contenders take turns (A B C A B C ...); figures are "
+        "medians over the repetitions, with the smallest and the largest one in brackets.",
         f"Machine: {machine}. Versions: {listed}. One BLAS thread a process.",
         "*Round* is training and aggregation without evaluation. *First round* is from the start of the process to the end of its first "
         "round, reading the data included. *Peak memory* is that of all the contender's processes together (proportional set size).",
     ]
     for workload, by_name in results.items():
-        parts += [f"## {workload}", WORK[workload] + ".", _table(by_name), *_ratios(by_name)]
+        repetitions = max(len(runs) for runs in by_name.values())
+        parts += [f"## {workload}", f"{WORK[workload]}. {repetitions} repetitions.", _table(by_name), *_ratios(by_name)]
     ours, limit = aggregation["ours"], aggregation["limit"]
     parts += [
         "## Aggregation alone",

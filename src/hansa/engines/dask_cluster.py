@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import platform
 import re
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ PORT = 8786
 
 TIMEOUT = 10.0
 """Seconds that a scheduler has to answer, and to name a worker."""
+
+REPLACEMENT = 30.0
+"""Seconds after which a worker of a cluster on this machine that has died is there again, or will not be."""
 
 GUARD = "a script that starts a cluster is imported again by each worker, so write its own calls under\nif __name__ == '__main__':"
 
@@ -41,6 +45,14 @@ class Cluster:
                 self.local.scale(len(self.local.worker_spec))
         except Exception as error:
             raise self.lost() from error
+        return found
+
+    def awaited(self, count: int) -> set[str]:
+        """The workers; where there are fewer than asked for, those that are about to be replaced here are waited for."""
+        until = time.monotonic() + REPLACEMENT
+        size = 0 if self.local is None else len(self.local.worker_spec)
+        while len(found := self.workers()) < count <= size and time.monotonic() < until:
+            time.sleep(0.05)
         return found
 
     def lost(self) -> RunFailed:

@@ -19,7 +19,7 @@ def run_gang(cluster: Cluster, function: Callable[[Collectives], R], members: in
     Raises InputError at once when the cluster has fewer workers than members, and when ``function`` cannot be sent.
     """
     packed, client = pack_function("dask", function), cluster.client
-    workers = sorted(cluster.workers())
+    workers = sorted(cluster.awaited(members))
     if len(workers) < members:
         raise InputError(
             f"engine dask: a gang of {members} needs {members} workers at the same time and the cluster has {len(workers)}; "
