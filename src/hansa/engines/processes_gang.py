@@ -17,6 +17,7 @@ from hansa.core.errors import InputError, RunFailed
 from hansa.core.params import Array
 from hansa.engines.processes_pool import GUARD, Process, wait_any
 from hansa.engines.processes_worker import leave, prepare_process
+from hansa.engines.remote_gang import answer
 
 R = TypeVar("R")
 
@@ -101,30 +102,8 @@ def _conduct(processes: list[Process], work: bytes) -> list[Any]:
             else:
                 waiting[rank] = (content[0], content[1])
         if waiting and len(waiting) + len(results) == size:
-            _answer(processes, waiting, results)
+            parts = answer(waiting, results)
+            for process in processes:
+                process.send(parts)
             waiting.clear()
     return [results[rank] for rank in range(size)]
-
-
-def _answer(processes: list[Process], waiting: dict[int, tuple[str, bytes]], results: dict[int, Any]) -> None:
-    """All members have come to a collective; it must be the same one."""
-    if results:
-        raise RunFailed(
-            f"gang: member {min(results)} has finished and member {min(waiting)} waits in {waiting[min(waiting)][0]}; "
-            "all members must make the same collective calls in the same order"
-        )
-    operations = [waiting[rank][0] for rank in range(len(processes))]
-    if len(set(operations)) > 1:
-        calls = ", ".join(f"{rank} {operation}" for rank, operation in enumerate(operations))
-        raise RunFailed(f"gang: members made different collective calls ({calls}); all must make the same ones in the same order")
-    parts = [waiting[rank][1] for rank in range(len(processes))]
-    if operations[0] == "all_reduce":
-        total = pickle.loads(parts[0])  # noqa: S301  # from this gang's own members
-        for part in parts[1:]:
-            total = total + pickle.loads(part)  # noqa: S301  # as above
-        parts = [pickle.dumps(total, protocol=5)]
-    elif operations[0].startswith("broadcast"):
-        root = int(operations[0].rsplit(" ", 1)[1])
-        parts = [part if rank == root else b"" for rank, part in enumerate(parts)]
-    for process in processes:
-        process.send(parts)

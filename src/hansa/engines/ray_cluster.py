@@ -96,7 +96,9 @@ def _begin(ray: Any, workers: int) -> None:
         with _environment({"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}):
             ray.init(address="local", num_cpus=workers or None, include_dashboard=False, **_QUIET)
     except Exception as error:
-        raise RunFailed(f"engine ray: Ray cannot be started on this machine ({_line(error)}); see /tmp/ray for its logs") from error
+        raise RunFailed(
+            f"engine ray: Ray cannot be started on this machine ({_line(error)}); see the logs that Ray keeps of its session"
+        ) from error
 
 
 def _give_back_handler() -> None:
