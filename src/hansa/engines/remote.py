@@ -21,11 +21,12 @@ from typing import Any
 
 from hansa.core.blocks import Block, Client
 from hansa.core.contracts import Call, ClientStore, Result, UnboundLearner
-from hansa.core.errors import InputError, missing_extra
+from hansa.core.errors import InputError
 from hansa.core.many import part_of
 from hansa.core.params import Params
 from hansa.core.updates import Failure
 from hansa.core.worker import Worker, attempt, own_entry
+from hansa.engines.pickling import cloudpickle
 from hansa.engines.shards import SHARD, Recipes, are_small, shards_of
 
 SETUP = -1
@@ -82,7 +83,7 @@ class Sender:
         self.token = secrets.token_hex(8)
         self._serial = 0
         self._call: Any = None
-        self._whole = are_small(clients, _cloudpickle().Pickler)
+        self._whole = are_small(clients, cloudpickle().Pickler)
         setup = (learner, len(clients), clients if self._whole else None)
         self._parcels = {SETUP: self._pickled(setup, "the learner or the clients' recipes")}
 
@@ -141,7 +142,7 @@ class Sender:
 
     def _pickled(self, value: Any, what: str) -> bytes:
         try:
-            return _cloudpickle().dumps(value, protocol=5)
+            return cloudpickle().dumps(value, protocol=5)
         except Exception as error:
             raise InputError(
                 f"engine {self.engine}: {what} cannot be sent to another process ({type(error).__name__}: {error}); "
@@ -235,19 +236,7 @@ def _do(errand: Errand) -> bytes:
     result = attempt(_bench.call, worker, errand.block)
     done = Done(result, _bench.store.goes, _bench.store.round)
     try:
-        return _cloudpickle().dumps(done, protocol=5)
+        return cloudpickle().dumps(done, protocol=5)
     except Exception as error:  # noqa: BLE001  # a result that cannot be sent is the client's failure, not the worker's
         ids = tuple(worker.clients[position].id for position in errand.block.members)
         return pickle.dumps(Done(Failure(ids, type(error).__name__, f"the result cannot be sent: {error}", traceback.format_exc())))
-
-
-# --- both ------------------------------------------------------------------------------------------------------------------------
-
-
-def _cloudpickle() -> Any:
-    # What a notebook or a script defines is sent by value: the workers of a cluster cannot import it.
-    try:
-        import cloudpickle
-    except ImportError as error:
-        raise missing_extra("cloudpickle", "dask") from error
-    return cloudpickle

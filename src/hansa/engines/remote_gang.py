@@ -9,22 +9,21 @@ Both sides prove to each other that they hold the hub's key before anything is u
 
 from __future__ import annotations
 
-import contextlib
-import hmac
 import pickle
 import secrets
 import socket
-import struct
 import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from multiprocessing import AuthenticationError, connection
-from typing import Any, Literal
+from typing import Any
 
 from hansa.core.contracts import Collectives
-from hansa.core.errors import InputError, RunFailed, missing_extra
+from hansa.core.errors import InputError, RunFailed
 from hansa.core.params import Array
+from hansa.engines.pickling import cloudpickle
+from hansa.engines.wire import SILENCE, Wire
 
 PULSE = 0.2
 """Seconds without news after which the engine is asked whether the members are alive."""
@@ -34,12 +33,6 @@ ARRIVAL = 60.0
 
 GREETING = 5.0
 """Seconds that whoever dials in has for each part of the proof that it is a member."""
-
-SILENCE = 60.0
-"""Seconds without a byte in the middle of a message after which its sender is lost."""
-
-PIECE = 2**20
-"""Bytes that are sent at once, so that the time allowed is for a piece and not for the whole."""
 
 
 class Hub:
@@ -54,7 +47,7 @@ class Hub:
         self.authkey = secrets.token_bytes(32)
         self._server = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=128)
         self.address: tuple[str, int] = (host, self._server.getsockname()[1])
-        self._wires: dict[int, _Wire] = {}
+        self._wires: dict[int, Wire] = {}
         self._bell, self._button = socket.socketpair()  # rung when a member has come
         self._lock, self._open = threading.Lock(), True
 
@@ -114,7 +107,7 @@ class Hub:
 
     def _greet(self, dialled: socket.socket) -> None:
         """Let a member in; whoever cannot prove to be one, or comes a second time, is sent away."""
-        wire = _Wire(dialled, GREETING)
+        wire = Wire(dialled, GREETING)
         try:
             wire.prove(self.authkey, "hub")
             rank = wire.receive()
@@ -142,7 +135,7 @@ class Hub:
 def pack_function(engine: str, function: Callable[[Collectives], Any]) -> bytes:
     """The gang's function as :func:`join` takes it. InputError when it cannot be sent to another process."""
     try:
-        return _cloudpickle().dumps(function, protocol=5)
+        return cloudpickle().dumps(function, protocol=5)
     except Exception as error:
         raise InputError(
             f"engine {engine}: the gang's function cannot be sent to another process ({type(error).__name__}: {error}); "
@@ -187,7 +180,7 @@ class _Ended(BaseException):
 class HubCollectives:
     """A member's side: every call sends its part to the hub and waits for the answer."""
 
-    def __init__(self, wire: _Wire, rank: int, size: int) -> None:
+    def __init__(self, wire: Wire, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
         self._wire = wire
 
@@ -222,7 +215,7 @@ def join(address: tuple[str, int], authkey: bytes, rank: int, size: int, functio
     from threadpoolctl import threadpool_limits
 
     try:
-        wire = _Wire(socket.create_connection(address, ARRIVAL), ARRIVAL)
+        wire = Wire(socket.create_connection(address, ARRIVAL), ARRIVAL)
         try:
             wire.prove(authkey, "member")
         except BaseException:
@@ -245,84 +238,10 @@ def join(address: tuple[str, int], authkey: bytes, rank: int, size: int, functio
         wire.close()
 
 
-def _told(wire: _Wire, rank: int, size: int, function: bytes) -> bytes:
+def _told(wire: Wire, rank: int, size: int, function: bytes) -> bytes:
     """What the hub is told in the end."""
     try:
         result = pickle.loads(function)(HubCollectives(wire, rank, size))  # noqa: S301  # from this job's own driver
-        return _cloudpickle().dumps(("done", result), protocol=5)
+        return cloudpickle().dumps(("done", result), protocol=5)
     except Exception as error:  # noqa: BLE001  # it becomes the gang's error
         return pickle.dumps(("failed", f"{type(error).__name__}: {error}", traceback.format_exc()))
-
-
-# --- both ------------------------------------------------------------------------------------------------------------------------
-
-
-class _Wire:
-    """Messages over a socket, each behind its length."""
-
-    _LENGTH = struct.Struct("!Q")
-
-    def __init__(self, socket_: socket.socket, timeout: float) -> None:
-        self.socket = socket_
-        socket_.settimeout(timeout)
-        socket_.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        socket_.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # so that the loss of the other machine is noticed at all
-
-    def prove(self, authkey: bytes, side: Literal["hub", "member"]) -> None:
-        """Show each other that both hold the key. AuthenticationError, EOFError or OSError where the other side does not."""
-        challenge = secrets.token_bytes(32)
-        self.send_bytes(challenge)
-        self.send_bytes(_proof(authkey, side, self.recv_bytes(32)))
-        if not hmac.compare_digest(self.recv_bytes(32), _proof(authkey, "member" if side == "hub" else "hub", challenge)):
-            raise AuthenticationError("the other side does not hold this gang's key")
-
-    def send(self, message: Any) -> None:
-        self.send_bytes(pickle.dumps(message, protocol=5))
-
-    def receive(self) -> Any:
-        """The next message, None if the other side is gone."""
-        try:
-            return pickle.loads(self.recv_bytes())  # noqa: S301  # from one who holds the key
-        except (EOFError, OSError):
-            return None
-
-    def send_bytes(self, data: bytes) -> None:
-        """To one that is gone nothing is sent: who listens next, learns it."""
-        try:
-            self.socket.sendall(self._LENGTH.pack(len(data)))
-            for start in range(0, len(data), PIECE):
-                self.socket.sendall(memoryview(data)[start : start + PIECE])
-        except OSError:
-            with contextlib.suppress(OSError):  # it is not connected any more
-                self.socket.shutdown(socket.SHUT_RDWR)
-
-    def recv_bytes(self, maxlength: int | None = None) -> bytearray:
-        (length,) = self._LENGTH.unpack(self._read(self._LENGTH.size))
-        if maxlength is not None and length > maxlength:
-            raise OSError(f"a message of {length} bytes, where at most {maxlength} belong")
-        return self._read(length)
-
-    def _read(self, length: int) -> bytearray:
-        data = bytearray(length)
-        view, got = memoryview(data), 0
-        while got < length:
-            count = self.socket.recv_into(view[got:])
-            if not count:
-                raise EOFError
-            got += count
-        return data
-
-    def close(self) -> None:
-        self.socket.close()
-
-
-def _proof(authkey: bytes, side: str, challenge: bytearray | bytes) -> bytes:
-    return hmac.digest(authkey, side.encode() + challenge, "sha256")
-
-
-def _cloudpickle() -> Any:
-    try:
-        import cloudpickle
-    except ImportError as error:
-        raise missing_extra("cloudpickle", "dask") from error
-    return cloudpickle

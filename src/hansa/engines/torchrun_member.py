@@ -19,8 +19,10 @@ from typing import Any, NoReturn
 
 from hansa.core.errors import InputError, RunFailed
 from hansa.core.params import Array
+from hansa.engines.pickling import cloudpickle
 from hansa.engines.remote import do
-from hansa.engines.remote_gang import GREETING, _cloudpickle, _Wire
+from hansa.engines.remote_gang import GREETING
+from hansa.engines.wire import Wire
 
 ORPHANED = 1
 """Exit code of a rank whose driver is gone."""
@@ -31,9 +33,9 @@ LONG = timedelta(days=30)
 OPERATIONS = ("barrier", "all_gather", "all_reduce", "broadcast", "end")
 
 
-def dial(address: tuple[str, int], key: bytes, rank: int) -> _Wire:
+def dial(address: tuple[str, int], key: bytes, rank: int) -> Wire:
     """Come to the driver as a rank. OSError or EOFError where there is none that holds the key."""
-    wire = _Wire(socket.create_connection(address, GREETING), GREETING)
+    wire = Wire(socket.create_connection(address, GREETING), GREETING)
     try:
         wire.prove(key, "member")
     except AuthenticationError as error:
@@ -65,7 +67,7 @@ def main() -> NoReturn:
     os._exit(0)  # without the interpreter's farewells, which take long where a framework was imported
 
 
-def serve(wire: _Wire, orphaned: Callable[[], None] = lambda: None) -> bool:
+def serve(wire: Wire, orphaned: Callable[[], None] = lambda: None) -> bool:
     """Do what the driver says; True when it has said good-bye, False when it is gone.
 
     orphaned: called in another thread as soon as the driver is gone, whatever this one is doing.
@@ -91,7 +93,7 @@ def serve(wire: _Wire, orphaned: Callable[[], None] = lambda: None) -> bool:
     return message is not None
 
 
-def _read(wire: _Wire, inbox: SimpleQueue[Any], orphaned: Callable[[], None]) -> None:
+def _read(wire: Wire, inbox: SimpleQueue[Any], orphaned: Callable[[], None]) -> None:
     while True:
         message = wire.receive()
         inbox.put(message)
@@ -190,7 +192,7 @@ def _whole() -> Iterator[Any]:
         raise _Broken(str(error)) from error
 
 
-def _take_part(wire: _Wire, function: bytes, rank: int, size: int, store: tuple[str, int, str], backend: str) -> bool:
+def _take_part(wire: Wire, function: bytes, rank: int, size: int, store: tuple[str, int, str], backend: str) -> bool:
     """Be a member of a gang, and tell the driver how it ended before the others can notice. True while the group is to be left: not
     before all members have come to the end."""
     from threadpoolctl import threadpool_limits
@@ -202,7 +204,7 @@ def _take_part(wire: _Wire, function: bytes, rank: int, size: int, store: tuple[
         collectives = GroupCollectives(rank, size)
         with threadpool_limits(1):
             result = pickle.loads(function)(collectives)  # noqa: S301  # from this job's own driver
-        told = _cloudpickle().dumps(("done", result), protocol=5)
+        told = cloudpickle().dumps(("done", result), protocol=5)
         collectives.end()
         done = True
     except _Broken as error:

@@ -19,7 +19,8 @@ from typing import Any
 from hansa.core.blocks import Block
 from hansa.core.errors import RunFailed
 from hansa.engines.processes_pool import THREADS
-from hansa.engines.remote_gang import GREETING, PULSE, SILENCE, _Wire
+from hansa.engines.remote_gang import GREETING, PULSE
+from hansa.engines.wire import SILENCE, Wire
 
 LOOPBACK = "127.0.0.1"
 
@@ -47,7 +48,7 @@ class Rank:
         self.number = number
         self.queue: deque[Block] = deque()
         self.owes, self.knows = False, NOTHING
-        self.wire: _Wire | None = None
+        self.wire: Wire | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self._ranks = ranks
         self._unsent: list[Any] = []
@@ -75,7 +76,7 @@ class Rank:
         elif self.owes:
             self._unsent.append(message)
 
-    def let_in(self, wire: _Wire) -> None:
+    def let_in(self, wire: Wire) -> None:
         self.wire = wire
         for message in self._unsent:
             wire.send(message)
@@ -197,7 +198,7 @@ class Ranks:
 
     def _admit(self) -> None:
         """Let a rank in; whoever cannot prove to be one, or comes a second time, is sent away."""
-        wire = _Wire(self._server.accept()[0], GREETING)
+        wire = Wire(self._server.accept()[0], GREETING)
         try:
             wire.prove(self.key, "hub")
             number = wire.receive()
