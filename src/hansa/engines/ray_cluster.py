@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -39,6 +40,12 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0\0\
 
 _NEWS = "worker died or was killed|so the task will be retried|[Rr]aylet is terminated|node with node id|has been marked dead"
 """What Ray would print in this process about losses, which the engine makes good or reports itself."""
+
+_STILLBORN = "Starting Ray client server failed"
+"""What Ray's proxy for ``ray://`` says when the process that it forked for a client died in the fork: the next one may live."""
+
+_ATTEMPTS = 4
+"""To connect, where the proxy's process died."""
 
 _QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
@@ -81,13 +88,19 @@ def enter(address: str, workers: int) -> Any:
 
 
 def _connect(ray: Any, address: str) -> None:
-    try:
-        ray.init(address=address, **_QUIET)
-    except Exception as error:
-        raise InputError(
-            f"engine.address = {address!r}: no Ray can be used there ({_line(error)}); start one with `ray start --head`, of Ray "
-            f"{ray.__version__} and the same Python as here"
-        ) from error
+    for attempt in range(_ATTEMPTS):
+        try:
+            ray.init(address=address, **_QUIET)
+            return
+        except Exception as error:
+            if _STILLBORN in str(error) and attempt + 1 < _ATTEMPTS:
+                ray.shutdown()
+                time.sleep(2.0**attempt)
+                continue
+            raise InputError(
+                f"engine.address = {address!r}: no Ray can be used there ({_line(error)}); start one with `ray start --head`, of Ray "
+                f"{ray.__version__} and the same Python as here"
+            ) from error
 
 
 def _begin(ray: Any, workers: int) -> None:
