@@ -57,7 +57,7 @@ def played(text: str, path: Path, *overrides: str, **options: Any) -> hansa.Run:
 
 
 def untimed(run: hansa.Run) -> list[dict[str, Any]]:
-    return [{name: value for name, value in record.items() if name != "seconds"} for record in run.history]
+    return [accounting.untimed(record) for record in run.history]
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from hansa.core import metrics as metric
+from hansa.core.accounting import timed
 from hansa.core.blocks import Block, Client, LoadedBlock, Table, blocks_of
 from hansa.core.clock import Fleet, Known, Load, Turnout, turnout
 from hansa.core.contracts import Engine, Learner, Schema, State
@@ -203,7 +204,9 @@ Played: TypeAlias = tuple[State, dict[str, Any]]
 """The state after a round, and its record.
 
 A record has ``round``, ``clients``, ``seconds``, ``bytes_down``, ``bytes_up``, ``failures`` and the metrics of the round as
-``train/loss``, ``validation/...``, ``test/...`` (clients' own rows) and ``central/...`` (the data set's own test rows). With a
+``train/loss``, ``validation/...``, ``test/...`` (clients' own rows) and ``central/...`` (the data set's own test rows). Of its seconds,
+``time/wait``, ``time/transfer``, ``time/compute`` and ``time/reduce`` are those of the exchanges with the clients, and ``time/work`` the
+seconds that all workers together computed (:class:`hansa.core.accounting.Times`). With a
 clock it also has ``invited``, ``dropped``, ``late``, ``clock/seconds`` and ``clock/elapsed``; messages then count for all who were
 invited, updates for those that are used.
 """
@@ -233,9 +236,15 @@ def _bound_for(setting: Setting, state: State) -> tuple[Schema, Learner]:
 
 
 def _round_of_training(setting: Setting, bound: tuple[Schema, Learner], state: State) -> Steps[Played]:
+    began = time.perf_counter()
+    (state, record), times = yield from timed(_untimed_round(setting, bound, state))
+    return state, {**record, **times.plain(), "seconds": time.perf_counter() - began}
+
+
+def _untimed_round(setting: Setting, bound: tuple[Schema, Learner], state: State) -> Steps[Played]:
     job, rounds, (schema, learner) = setting.job, setting.job.rounds, bound
     size = cohort_size(len(setting.clients), rounds.clients)
-    number, began = state["round"] + 1, time.perf_counter()
+    number = state["round"] + 1
     called = None if setting.fleet is None else _call(setting, setting.fleet, state, size, number)
     members = cohort(len(setting.clients), size, job.seed, number) if called is None else called.used
     terms = setting.terms if called is None else replace(setting.terms, quorum=called.quorum)
@@ -252,7 +261,6 @@ def _round_of_training(setting: Setting, bound: tuple[Schema, Learner], state: S
         setting.observe("evaluate")
         record |= yield from judge_steps(setting, schema, learner, outcome.state["params"], number)
         state = _watch(job, state, record)
-    record["seconds"] = time.perf_counter() - began
     return state, record
 
 

@@ -235,7 +235,7 @@ def runs(root: Path, as_json: bool) -> None:
 
 def _brief(metrics: Any) -> str:
     """The metrics that say most about a run: those of data held out, or else of training."""
-    numbers = {name: value for name, value in metrics.items() if "/" in name and isinstance(value, float)}
+    numbers = {name: value for name, value in metrics.items() if "/" in name and not name.startswith("time/") and isinstance(value, float)}
     held = {name: value for name, value in numbers.items() if not name.startswith("train/")} or numbers
     return "  ".join(f"{name} {_number(value)}" for name, value in list(held.items())[-3:])
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from hansa.core import metrics as metric
+from hansa.core.accounting import Account, Times
 from hansa.core.blocks import Block
 from hansa.core.contracts import Algorithm, Call, Collective, Context, Engine, Result, Schema, State, Transform
 from hansa.core.errors import Diverged, InputError, RunFailed
@@ -72,6 +74,7 @@ class Exchange:
 
     quorum: as in :class:`Terms`.
     round:  for messages about what failed.
+    times:  what its answer took, filled in by whoever answers it.
     """
 
     call: Call
@@ -79,6 +82,7 @@ class Exchange:
     collective: Collective
     quorum: float
     round: int
+    times: Times = field(default_factory=Times, compare=False, repr=False)
 
 
 Answer: TypeAlias = tuple[Any, tuple[Failure, ...]]
@@ -134,14 +138,17 @@ def round_steps(
     message = algorithm.broadcast(state, round)
     call = WorkCall(algorithm, message, schema, terms.seed, round, terms.weighting, terms.transforms)
     observe("work")
-    total, failures = yield Exchange(call, blocks, algorithm.collective, terms.quorum, round)
+    exchange = Exchange(call, blocks, algorithm.collective, terms.quorum, round)
+    total, failures = yield exchange
     observe("reduce")
+    began = perf_counter()
     context = Context(terms.seed, round)
     if isinstance(total, Total):
         for transform in reversed(terms.transforms):
             total = transform.server(total, context)
     observe("update")
     state = algorithm.update(state, total)
+    exchange.times.reduce += perf_counter() - began
     down = size_in_bytes(message.params) + _array_bytes(message.extra)
     cohort = sum(len(block.members) for block in blocks)
     if isinstance(total, Total):
@@ -158,10 +165,15 @@ def _array_bytes(values: Any) -> int:
 
 def collect(engine: Engine, exchange: Exchange) -> Answer:
     """Do an exchange's call on every block and bring the results together."""
-    harvest = Harvest(exchange)
+    harvest, account = Harvest(exchange), Account(engine)
     for number, result in engine.map(exchange.call, exchange.blocks):
-        harvest.add(number, result)
-    return harvest.answer()
+        with account.reduce:
+            harvest.add(number, result)
+        account.add(result.spent)
+    with account.reduce:
+        answer = harvest.answer()
+    exchange.times.add(account.close())
+    return answer
 
 
 class Harvest:

@@ -14,6 +14,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any, Generic, TypeVar
 
+from hansa.core.accounting import Account
 from hansa.core.blocks import Block
 from hansa.core.contracts import Call, Engine, Result
 from hansa.core.errors import HansaError, InputError
@@ -144,21 +145,29 @@ def _next(task: Task[R], answer: Answer | None) -> Exchange | Ended[R]:
 
 
 def _collect(engine: Engine, step: Sequence[tuple[Task[Any], Exchange]]) -> list[Answer | HansaError]:
-    """One map for the exchanges of all tasks; what came back for each of them, or why it failed."""
+    """One map for the exchanges of all tasks; what came back for each of them, or why it failed. Its times are those of each."""
     firsts = [0, *accumulate(len(exchange.blocks) for _, exchange in step)][:-1]
     parts = tuple(Part(x.call, task.name, first, task.learner) for (task, x), first in zip(step, firsts, strict=True))
     blocks = [block for (task, x), first in zip(step, firsts, strict=True) for block in task.blocks(x, first)]
     harvests, failed = [Harvest(exchange) for _, exchange in step], dict[int, HansaError]()
+    account = Account(engine)
     for number, result in engine.map(Many(parts), blocks):
         k = bisect_right(firsts, number) - 1
+        account.add(result.spent)
         if k not in failed:
             try:
-                harvests[k].add(number - firsts[k], result)
+                with account.reduce:
+                    harvests[k].add(number - firsts[k], result)
             except HansaError as error:
                 failed[k] = error
         if len(failed) == len(step):
             break
-    return [failed.get(k) or _answer(harvest) for k, harvest in enumerate(harvests)]
+    with account.reduce:
+        answers = [failed.get(k) or _answer(harvest) for k, harvest in enumerate(harvests)]
+    times = account.close()
+    for _, exchange in step:
+        exchange.times.add(times)
+    return answers
 
 
 def _answer(harvest: Harvest) -> Answer | HansaError:

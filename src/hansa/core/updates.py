@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hansa.core.accounting import Spent
 from hansa.core.metrics import Metrics
 from hansa.core.params import Params
 
@@ -21,6 +22,7 @@ class Update:
     metrics:  name -> (sum, count), each (clients,).
     state:    what each client keeps for itself, stacked; it stays with the client and is never part of what is returned.
     clients:  their ids; set by the loop.
+    spent:    what the work took; set by whoever did it, here and in the others.
     """
 
     values: dict[str, Any]
@@ -28,6 +30,7 @@ class Update:
     metrics: Metrics = field(default_factory=dict)
     state: Params = field(default_factory=dict)
     clients: tuple[str, ...] = ()
+    spent: Spent = field(default=Spent(), compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -41,6 +44,7 @@ class Total:
     weight: float
     clients: int
     metrics: Metrics = field(default_factory=dict)
+    spent: Spent = field(default=Spent(), compare=False, repr=False)
 
     def mean(self, name: str) -> Any:
         """Weighted mean over the clients of one entry."""
@@ -77,6 +81,7 @@ class Failure:
     message: str
     traceback: str = field(default="", repr=False)
     bad_input: bool = False
+    spent: Spent = field(default=Spent(), compare=False, repr=False)
 
 
 def prefixed(params: Params, prefix: str) -> Params:

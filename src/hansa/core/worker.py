@@ -8,10 +8,12 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
+from time import perf_counter
 from typing import Any, Literal
 
 import numpy as np
 
+from hansa.core.accounting import Spent, here
 from hansa.core.blocks import Block, Client, LoadedBlock, Splits, Table
 from hansa.core.contracts import Algorithm, ClientStore, Context, Learner, Message, Schema, Transform, UnboundLearner
 from hansa.core.errors import Diverged, InputError
@@ -332,7 +334,13 @@ class EvaluateCall:
 
 
 def attempt(call: Any, worker: Worker, block: Block) -> Update | Total | Failure:
-    """Do a call on a block; an exception becomes a :class:`Failure` with its traceback."""
+    """Do a call on a block, and say what it took; an exception becomes a :class:`Failure` with its traceback."""
+    began = perf_counter()
+    result = _tried(call, worker, block)
+    return replace(result, spent=Spent(perf_counter() - began, here()))
+
+
+def _tried(call: Any, worker: Worker, block: Block) -> Update | Total | Failure:
     try:
         # Arithmetic that overflows is found by its result, with the client's name; NumPy's warnings would only say it again.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):

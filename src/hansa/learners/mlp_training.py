@@ -25,8 +25,8 @@ from hansa.learners.mlp_network import Network, Reused, Room
 LARGE = 100_000
 """Parameters from which clients are trained one after another: about where the weights of one fill a core's own cache."""
 
-GROUP_BYTES = 1 << 22
-"""What the weights, the gradients and the mini-batches of a stacked group may take together: a few times a core's own cache."""
+GROUP_BYTES = 1 << 20
+"""What the weights, the gradients and the mini-batches of a stacked group may take together: about a core's own cache."""
 
 Move = Callable[[Params, list[np.ndarray], np.ndarray, int], None]
 """(params, values of the forward pass, delta of the output, step): one step in place."""

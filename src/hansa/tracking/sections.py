@@ -50,7 +50,7 @@ def curves(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for record in records:
         for name, value in record.items():
             split, slash, metric = name.partition("/")
-            if slash and split != "clock" and isinstance(value, int | float):
+            if slash and split not in ("clock", "time") and isinstance(value, int | float):
                 rounds, values = panels.setdefault(metric, {}).setdefault(split, ([], []))
                 rounds.append(record["round"])
                 values.append(float(value))
