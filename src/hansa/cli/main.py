@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from hansa import __version__
+from hansa.cli.federation import verbs
 from hansa.core.errors import HansaError, InputError
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 3, 130
@@ -88,9 +89,14 @@ def run(job: Path, overrides: tuple[str, ...], runs: Path, as_json: bool, quiet:
 @json_option
 @quiet_option
 def resume(folder: Path, as_json: bool, quiet: bool) -> None:
-    """Go on with a run or a search that was interrupted, failed or killed; the end is the same to the last bit."""
+    """Go on with a run, a search or models per client that were interrupted, failed or killed, to the same last bit."""
     from hansa.cli import show
 
+    if (folder / "each.toml").is_file():
+        from hansa.cli import each
+
+        each.resumed(folder, as_json, quiet or as_json)
+        return
     if (folder / "search.toml").is_file():
         from hansa.cli.search import resumed
 
@@ -144,6 +150,22 @@ def search(
     )
 
 
+@main.command(epilog=example("hansa each sales.toml --by shop"))
+@job_argument
+@click.option(
+    "--by", default="", metavar="COLUMN", help="The column of the table that names the clients.  [default: the job's own]"
+)
+@set_option
+@runs_option
+@json_option
+@quiet_option
+def each(job: Path, by: str, overrides: tuple[str, ...], runs: Path, as_json: bool, quiet: bool) -> None:
+    """Fit a job once for each client, with that client alone: a model per key of a table."""
+    from hansa.cli.each import started
+
+    started(job, overrides, by, runs, as_json, quiet or as_json)
+
+
 @main.command(epilog=example("hansa compare job.toml --repeats 10"))
 @job_argument
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(1), help="Different splits to average over.")
@@ -193,12 +215,30 @@ def report(folder: Path, as_json: bool) -> None:
 
 @main.command(epilog=example("hansa runs --runs experiments"))
 @runs_option
+@click.option("--home", type=click.Path(path_type=Path), help="List the runs of the server of this home's federation instead.")
 @json_option
-def runs(runs: Path, as_json: bool) -> None:
-    """List the runs in a folder, newest first."""
+def runs(runs: Path, home: Path | None, as_json: bool) -> None:
+    """List the runs in a folder, newest first; or those of a federation's server."""
     from hansa.cli import show
 
-    show.runs(runs, as_json)
+    if home is None:
+        show.runs(runs, as_json)
+        return
+    from hansa.federated.admin import Admin
+
+    with Admin(home) as admin:
+        found = [
+            {
+                "run": r.id,
+                "name": r.name,
+                "status": r.status,
+                "round": str(r.round),
+                "clients": ", ".join(r.clients),
+                "said": r.message,
+            }
+            for r in reversed(admin.runs())
+        ]
+    show.rows(found, as_json)
 
 
 @main.command(epilog=example("hansa data job.toml --picture clients.svg"))
@@ -234,6 +274,9 @@ def schema(as_json: bool) -> None:
 
     show.as_object(json_schema(Job), indent=None if as_json else 2)
 
+
+for verb in verbs:
+    main.add_command(verb)
 
 if __name__ == "__main__":
     sys.exit(main())

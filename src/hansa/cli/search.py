@@ -46,15 +46,20 @@ def _value(word: str) -> Any:
 
 def with_progress(work: Any, quiet: bool) -> Search:
     """Do the search under one live line on a terminal: share of all rounds, time left, how many fits have ended."""
+    done: Search = live(work, quiet, "searching")
+    return done
+
+
+def live(work: Any, quiet: bool, title: str) -> Any:
+    """Do work that tells how far it is, (done, of, in words), under one live line on a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
-        done: Search = work(lambda done, of, what: None)
-        return done
+        return work(lambda done, of, what: None)
     with Progress(
-        TextColumn("searching", style="bold"),
+        TextColumn(title, style="bold"),
         BarColumn(bar_width=20),
         TaskProgressColumn(),
         TextColumn("left"),
@@ -64,8 +69,7 @@ def with_progress(work: Any, quiet: bool) -> Search:
         transient=True,
     ) as bar:
         task = bar.add_task("", total=None)
-        done = work(lambda done, of, what: bar.update(task, completed=done, total=of, description=what))
-        return done
+        return work(lambda done, of, what: bar.update(task, completed=done, total=of, description=what))
 
 
 def show(done: Search, as_json: bool) -> None:

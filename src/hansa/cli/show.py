@@ -212,6 +212,19 @@ def _print(renderable: Any) -> None:
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
+def rows(found: list[dict[str, str]], as_json: bool) -> None:
+    """Entries with the same keys as a table, or as JSON."""
+    if as_json:
+        as_object({"rows": found})
+        return
+    table = _table()
+    for column in found[0] if found else ():
+        table.add_column(column)
+    for row in found:
+        table.add_row(*(str(value) for value in row.values()))
+    _print(table)
+
+
 def runs(root: Path, as_json: bool) -> None:
     """The runs in a folder, newest first."""
     from dataclasses import asdict
@@ -235,7 +248,9 @@ def runs(root: Path, as_json: bool) -> None:
 
 def _brief(metrics: Any) -> str:
     """The metrics that say most about a run: those of data held out, or else of training."""
-    numbers = {name: value for name, value in metrics.items() if "/" in name and not name.startswith("time/") and isinstance(value, float)}
+    numbers = {
+        name: value for name, value in metrics.items() if "/" in name and not name.startswith("time/") and isinstance(value, float)
+    }
     held = {name: value for name, value in numbers.items() if not name.startswith("train/")} or numbers
     return "  ".join(f"{name} {_number(value)}" for name, value in list(held.items())[-3:])
 

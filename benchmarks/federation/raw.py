@@ -1,0 +1,85 @@
+"""The limit: the same bytes down and up between the same numbers of connections, with TLS, by gRPC streaming alone.
+
+python -m benchmarks.federation.raw HOME serve | HOME load ADDRESS CLIENTS BYTES
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from benchmarks.federation.crowd import OPTIONS
+from hansa.federation.identity import Authority, Credentials, channel_credentials, server_credentials
+
+CHUNK = 1 << 20
+
+
+class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """/raw/Down answers with as many bytes as it is asked for, /raw/Up reads to the end and says how many there were."""
+
+    def service(self, details: Any) -> Any:
+        if details.method == "/raw/Down":
+            return grpc.unary_stream_rpc_method_handler(_down)
+        return grpc.stream_unary_rpc_method_handler(_up)
+
+
+async def _down(request: bytes, context: Any) -> AsyncIterator[bytes]:
+    left, part = int(request), bytes(CHUNK)
+    while left > 0:
+        yield part[:left]
+        left -= CHUNK
+
+
+async def _up(requests: AsyncIterator[bytes], context: Any) -> bytes:
+    total = 0
+    async for part in requests:
+        total += len(part)
+    return str(total).encode()
+
+
+async def serve(home: Path) -> None:
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", 4 << 20)])
+    server.add_generic_rpc_handlers((Handler(),))
+    authority = Authority.open(home / "server" / "authority")
+    port = server.add_secure_port("127.0.0.1:0", server_credentials(authority.server(())))
+    await server.start()
+    print(port, flush=True)
+    await server.wait_for_termination()
+
+
+async def one(home: Path, address: str, number: int, size: int) -> None:
+    async with grpc.aio.secure_channel(
+        address, channel_credentials(Credentials.load(home / f"client-{number:05d}")), OPTIONS
+    ) as channel:
+        async for _ in channel.unary_stream("/raw/Down")(str(size).encode()):
+            pass
+
+        async def parts() -> AsyncIterator[bytes]:
+            left, part = size, bytes(CHUNK)
+            while left > 0:
+                yield part[:left]
+                left -= CHUNK
+
+        told = await channel.stream_unary("/raw/Up")(parts())
+        assert int(told) == size
+
+
+async def load(home: Path, address: str, clients: int, size: int) -> float:
+    await asyncio.gather(*(one(home, address, n, 1) for n in range(clients)))  # as connections that are warm
+    began = time.perf_counter()
+    await asyncio.gather(*(one(home, address, n, size) for n in range(clients)))
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    if sys.argv[2] == "serve":
+        asyncio.run(serve(place))
+    else:
+        print(asyncio.run(load(place, sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))))

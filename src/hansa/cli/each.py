@@ -1,0 +1,57 @@
+"""The verb `each`: its live line, its table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hansa.cli.search import MOST_ROWS, live
+
+if TYPE_CHECKING:
+    from hansa.each import Models
+
+
+def started(job: Path, overrides: tuple[str, ...], by: str, runs: Path, as_json: bool, quiet: bool) -> None:
+    """Fit a job for each of its clients and show the end."""
+    from hansa.each import fit_each
+    from hansa.job import load
+
+    loaded = load(job, overrides)
+    title = "fitting each client"
+    show(live(lambda tell: fit_each(loaded, by=by, directory=runs, progress=lambda d, of: tell(d, of, "")), quiet, title), as_json)
+
+
+def resumed(folder: Path, as_json: bool, quiet: bool) -> None:
+    """Go on with the fits of each client and show their end."""
+    from hansa.each import resume_each
+
+    title = "fitting each client"
+    show(live(lambda tell: resume_each(folder, progress=lambda done, of: tell(done, of, "")), quiet, title), as_json)
+
+
+def show(done: Models, as_json: bool) -> None:
+    """The table in the order of the clients, those that failed first, and where everything is kept."""
+    from hansa.cli.show import _metric_name, _number, _print, _table, as_object
+
+    if as_json:
+        as_object(done.plain())
+        return
+    failed = [own for own in done.table if own.status == "failed"]
+    shown = [*failed, *(own for own in done.table if own.status != "failed")][:MOST_ROWS]
+    judged = "; metrics of each client's own test rows" if any(own.metrics for own in done.table) else ""
+    click.echo(f"{len(done.models)} models for {len(done.table)} clients{judged}")
+    names = list(dict.fromkeys(name for own in done.table for name in own.metrics))
+    table = _table()
+    for column in ("client", "rows", "rounds", *map(_metric_name, names)):
+        table.add_column(column, justify="left" if column == "client" else "right", no_wrap=column == "client")
+    for own in shown:
+        values = (_number(own.metrics[name]) if name in own.metrics else "-" for name in names)
+        table.add_row(own.client, str(own.rows), "failed" if own.status == "failed" else str(own.rounds), *values)
+    _print(table)
+    if len(done.table) > MOST_ROWS:
+        click.echo(f"({len(done.table) - MOST_ROWS} more in table.csv)")
+    if failed:
+        click.echo(f"{len(failed)} failed; the first: {failed[0].ended}")
+    click.echo(f"\neach    {done.directory}\ntable   {done.directory / 'table.csv'}")

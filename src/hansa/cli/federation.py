@@ -1,0 +1,326 @@
+"""The verbs of federations: what a server, a client and an administrator type."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hansa.core.errors import InputError, RunFailed
+
+home_option = click.option("--home", required=True, type=click.Path(path_type=Path), help="Folder with its keys and all it keeps.")
+address_option = click.option("--address", default="", metavar="HOST:PORT", help="Of the server.  [default: as the home knows it]")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object for machines.")
+logs_option = click.option("--json", "as_json", is_flag=True, help="Log JSON objects on a terminal too.")
+job_argument = click.argument("job", metavar="JOB.toml", type=click.Path(path_type=Path))
+
+
+def _epilog(text: str) -> str:
+    return f"Example: {text}"
+
+
+@click.command(epilog=_epilog("hansa server job.toml --home server/ --listen 0.0.0.0:9443 --host train.example.org"))
+@click.argument("job", metavar="[JOB.toml]", required=False, type=click.Path(path_type=Path))
+@home_option
+@click.option(
+    "--listen", default="127.0.0.1:9443", show_default=True, metavar="HOST:PORT", help="Where to serve; port 0 is any free one."
+)
+@click.option(
+    "--host", "hosts", multiple=True, metavar="NAME", help="A name or address by which clients reach the server; repeatable."
+)
+@click.option("--database", default="", metavar="URL", help="SQLAlchemy URL.  [default: SQLite in the home]")
+@click.option("--blobs", default="", metavar="URL", help="Folder or fsspec URL of models and updates.  [default: in the home]")
+@click.option("--authority", default="", metavar="DIR", help="Folder of the authority, for servers that share a database.")
+@click.option("--keep", is_flag=True, help="Go on serving when the job is done, for what administrators submit.")
+@click.option("--insecure", is_flag=True, help="No TLS, on a loopback address only.")
+@click.option("--metrics", default="", metavar="HOST:PORT", help="Serve Prometheus metrics, /healthz and /readyz there.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+@json_option
+def server(
+    job: Path | None, home: Path, listen: str, hosts: tuple[str, ...], database: str, blobs: str, authority: str, keep: bool,
+    insecure: bool, metrics: str, quiet: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Play a job with organisations that join; without a job, play what administrators submit.
+
+    The first start makes a certificate authority, a database and a blob store in the home. A start after a crash goes on where the
+    last one was, to the same bits.
+    """
+    from hansa.cli import show
+    from hansa.cli.logs import to_stderr
+    from hansa.federated.server import Server
+
+    to_stderr("warning" if quiet else "info")
+    place = Server(
+        job, home=home, listen=listen, hosts=hosts, database=database, blobs=blobs, authority=authority, insecure=insecure,
+        quiet=quiet or as_json, metrics=metrics,
+    )  # fmt: skip
+    with place, _ended_by_signals(place.stop_playing):
+        click.echo(f"serving on {place.address}", err=True)
+        click.echo(f"invite a client with: hansa token --name NAME --home {home}", err=True)
+        if job is not None:
+            show.run(place.train(), as_json)
+        if job is None or keep:
+            place.serve_forever()
+
+
+@click.command(epilog=_epilog("hansa token --name hospital-a --home server/"))
+@click.option("--name", required=True, help="Of the member; clients' names are the ids of their rows' holders.")
+@click.option("--role", default="client", show_default=True, type=click.Choice(["client", "relay", "admin", "viewer", "server"]))
+@click.option("--hours", default=24.0, show_default=True, help="How long it is good for.")
+@home_option
+@address_option
+@json_option
+def token(name: str, role: Any, hours: float, home: Path, address: str, as_json: bool) -> None:
+    """Make a join token, which lets one member in, once."""
+    from hansa.cli import show
+    from hansa.federated.admin import Admin
+
+    with Admin(home, address) as admin:
+        text = admin.token(name, role, hours)
+        where = admin.address
+    if as_json:
+        show.as_object({"token": text, "address": where})
+        return
+    click.echo(text)
+    click.echo(f"\nthere, within {hours:g} hours: hansa join {where} TOKEN --home DIR", err=True)
+
+
+@click.command(epilog=_epilog("hansa join train.example.org:9443 hansa-AbC... --home client/"))
+@click.argument("address", metavar="ADDRESS")
+@click.argument("token", metavar="TOKEN")
+@home_option
+@json_option
+def join(address: str, token: str, home: Path, as_json: bool) -> None:
+    """Become a member of a federation: make a key here, and have a certificate issued for it."""
+    from hansa.cli import show
+    from hansa.federated.client import Client
+
+    who = Client.join(address, token, home)
+    until = f"{who.expires:%Y-%m-%d}"
+    show.line({"joined as": who.name, "role": who.role, "until": until}, as_json)
+
+
+@click.command(epilog=_epilog("hansa client --home client/ --data mine.toml"))
+@home_option
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="TOML file with a table [data], as in a job.")
+@click.option("--policy", type=click.Path(path_type=Path), help="What jobs may ask.  [default: policy.toml in the home]")
+@click.option("--until-idle", is_flag=True, help="End when the server has no run left.")
+@click.option("--name", default="", help="For a server with --insecure only: who this is.")
+@click.option("--metrics", default="", metavar="HOST:PORT", help="Serve Prometheus metrics, /healthz and /readyz there.")
+@address_option
+@logs_option
+@click.option("--quiet", is_flag=True, help="Log warnings only.")
+def client(
+    home: Path, data: Path, policy: Path | None, until_idle: bool, name: str, metrics: str, address: str, as_json: bool, quiet: bool
+) -> None:
+    """Take part with rows that stay here: do what the server asks, as far as the policy allows, until stopped."""
+    from hansa.cli.logs import to_stderr
+    from hansa.federated.client import Client
+
+    to_stderr("warning" if quiet else "info", as_json)
+    mine = Client(address, data=data, home=home, policy=policy, name=name, metrics=metrics)
+
+    def end() -> None:
+        mine.stop.set()
+        mine.hang_up()
+
+    with _ended_by_signals(end):
+        mine.run(forever=not until_idle)
+
+
+@click.command(epilog=_epilog("hansa relay --home north/ --listen 0.0.0.0:9443 --host north.example.org"))
+@home_option
+@click.option(
+    "--listen",
+    default="127.0.0.1:9443",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Where to serve clients; port 0 is any free one.",
+)
+@click.option(
+    "--host", "hosts", multiple=True, metavar="NAME", help="A name or address by which clients reach the relay; repeatable."
+)
+@click.option("--metrics", default="", metavar="HOST:PORT", help="Serve Prometheus metrics, /healthz and /readyz there.")
+@address_option
+@logs_option
+@click.option("--quiet", is_flag=True, help="Log warnings only.")
+def relay(home: Path, listen: str, hosts: tuple[str, ...], metrics: str, address: str, as_json: bool, quiet: bool) -> None:
+    """Stand between a server and the clients of a region: add what they answer, to the same bits, and pass it on.
+
+    The home has joined the server with a token of the role relay; clients join the relay as they would a server.
+    """
+    from hansa.cli.logs import to_stderr
+    from hansa.federated.relay import Relay
+
+    to_stderr("warning" if quiet else "info", as_json)
+    place = Relay(address, home=home, listen=listen, hosts=hosts, metrics=metrics)
+
+    def end() -> None:
+        place.stop.set()
+        place.hang_up()
+
+    with place, _ended_by_signals(end):
+        click.echo(f"serving on {place.address}", err=True)
+        click.echo(f"invite a client with: hansa token --name NAME --home {home}", err=True)
+        place.run()
+
+
+@click.command(epilog=_epilog("hansa submit job.toml --home admin/"))
+@job_argument
+@home_option
+@address_option
+@json_option
+def submit(job: Path, home: Path, address: str, as_json: bool) -> None:
+    """Have a server play a job."""
+    from hansa.cli import show
+    from hansa.federated.admin import Admin
+
+    with Admin(home, address) as admin:
+        show.line({"run": admin.submit(job)}, as_json)
+
+
+@click.command(epilog=_epilog("hansa watch 2026-01-02-030405-1a2b3c4d --home admin/"))
+@click.argument("run", metavar="RUN", required=False, default="")
+@home_option
+@address_option
+@json_option
+def watch(run: str, home: Path, address: str, as_json: bool) -> None:
+    """Show what happens in a server's run, to its end; without RUN the newest one."""
+    import json
+
+    from hansa.cli import watching
+    from hansa.federated.admin import Admin
+
+    with Admin(home, address) as admin:
+        run = run or _newest(admin)
+        events = admin.watch(run)
+        if as_json:
+            for event in events:
+                click.echo(json.dumps({"time": event.time, "kind": event.kind, **event.content}))
+        elif sys.stdout.isatty():
+            watching.live(run, events, admin.members)
+        else:
+            for event in events:
+                click.echo(watching.line(event))
+
+
+def _newest(admin: Any) -> str:
+    found = admin.runs()
+    if not found:
+        raise InputError("the server has no run yet (write: hansa submit JOB.toml --home DIR)")
+    return str(found[-1].id)
+
+
+@click.command(epilog=_epilog("hansa stop 2026-01-02-030405-1a2b3c4d --home admin/"))
+@click.argument("run", metavar="RUN")
+@home_option
+@address_option
+@json_option
+def stop(run: str, home: Path, address: str, as_json: bool) -> None:
+    """End a server's run; its last committed round is kept."""
+    from hansa.cli import show
+    from hansa.federated.admin import Admin
+
+    with Admin(home, address) as admin:
+        admin.stop(run)
+    show.line({"will stop": run}, as_json)
+
+
+@click.command(epilog=_epilog("hansa members --home server/"))
+@home_option
+@address_option
+@json_option
+def members(home: Path, address: str, as_json: bool) -> None:
+    """List who has joined, and when each was last heard of."""
+    from hansa.cli import show
+    from hansa.federated.admin import Admin
+
+    with Admin(home, address) as admin:
+        found = admin.members()
+    rows = [
+        {"name": m.name, "role": m.role, "via": m.via, "seen": _ago(m.seen), "until": _day(m.expires), "revoked": _day(m.revoked)}
+        for m in found
+    ]
+    show.rows(rows, as_json)
+
+
+def _ago(moment: float) -> str:
+    return "never" if not moment else f"{max(0, time.time() - moment):.0f} s ago"
+
+
+def _day(moment: float) -> str:
+    return "" if not moment else time.strftime("%Y-%m-%d", time.gmtime(moment))
+
+
+@click.command(epilog=_epilog("hansa revoke --name hospital-a --home server/"))
+@click.option("--name", required=True, help="Of the member.")
+@home_option
+@address_option
+@json_option
+def revoke(name: str, home: Path, address: str, as_json: bool) -> None:
+    """Shut a member out, at once; on open connections too."""
+    from hansa.cli import show
+    from hansa.federated.admin import Admin
+
+    with Admin(home, address) as admin:
+        admin.revoke(name)
+    show.line({"shut out": name}, as_json)
+
+
+@click.command("simulate-federation", epilog=_epilog("hansa simulate-federation job.toml"))
+@job_argument
+@click.option("--home", type=click.Path(path_type=Path), help="Keep everything there.  [default: a folder that is removed]")
+@click.option(
+    "--runs", default="runs", show_default=True, type=click.Path(path_type=Path), help="Folder that holds the run folders."
+)
+@click.option(
+    "--compare", is_flag=True, help="Also run the job here with blocks of one client, and tell whether the bits are the same."
+)
+@json_option
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def simulate_federation(job: Path, home: Path | None, runs: Path, compare: bool, as_json: bool, quiet: bool) -> None:
+    """Start a server and a process for every client on this machine, with real certificates, and play a job with them."""
+    from hansa.cli import show
+    from hansa.federated.simulate import simulate
+
+    done = simulate(job, home=home, runs=runs, compare=compare, quiet=quiet or as_json)
+    show.run(done.run, as_json)
+    if compare:
+        click.echo(f"same bits as the simulation: {'yes' if done.same else 'NO'}", err=as_json)
+        if not done.same:
+            raise RunFailed("the federation's params are not those of the simulation")
+
+
+verbs = (server, token, join, client, relay, submit, watch, stop, members, revoke, simulate_federation)
+
+
+class _ended_by_signals:
+    """SIGTERM and SIGINT call ``end`` once; a second one ends the process."""
+
+    def __init__(self, end: Any) -> None:
+        self._end = end
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        self._end()
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(server())

@@ -1,0 +1,107 @@
+"""What an administrator does from its own machine: submit and stop jobs, watch runs, invite and revoke members."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from hansa import job as jobs
+from hansa import runs
+from hansa.core.errors import InputError, RunFailed
+from hansa.federated.client import addresses_of, known_addresses
+from hansa.federated.home import Home
+from hansa.federation.client import PROTOCOL
+from hansa.federation.identity import Credentials, Role
+from hansa.federation.link import Link
+from hansa.federation.protocol import hansa_pb2 as pb
+from hansa.job import Job
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a run. time: Unix seconds. kind: waiting, began, round, refused, failed, finished, stopped."""
+
+    number: int
+    time: float
+    kind: str
+    content: dict[str, Any]
+
+
+class Admin:
+    """A connection with the certificate of an administrator, or of a viewer, which may only look.
+
+    home: of a member that joined with such a token, or the folder of a server on this machine.
+    """
+
+    def __init__(self, home: str | Path, address: str = "") -> None:
+        place = Home(home)
+        own = place.path / "admin"
+        folder = own if own.is_dir() else place.path
+        addresses = addresses_of(address) if address else known_addresses(folder)
+        self.address = ",".join(addresses)
+        self._link = Link(addresses, Credentials.load(folder))
+
+    def __enter__(self) -> Admin:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._link.close()
+
+    def submit(self, job: Job | str | Path) -> str:
+        """Have the server play a job; returns the run's id. InputError for a job that cannot be played."""
+        text = runs.text_of(job if isinstance(job, Job) else jobs.load(job))
+        reply: Any = self._ask("Submit", pb.SubmitRequest(protocol=PROTOCOL, job=text))
+        return str(reply.run)
+
+    def runs(self) -> list[Any]:
+        """All runs of the server, oldest first; see ``Run`` in the protocol."""
+        return list(self._ask("Runs", pb.RunsRequest(protocol=PROTOCOL)).runs)
+
+    def watch(self, run: str) -> Iterator[Event]:
+        """What happens in a run, from its beginning to its end; goes on after a lost connection."""
+        last = 0
+        while True:
+            request = pb.WatchRequest(protocol=PROTOCOL, run=run, after=last)
+            try:
+                for event in self._link.once(lambda _, administration: administration.Watch(request)):  # noqa: B023
+                    last = event.number
+                    yield Event(event.number, event.time, event.kind, json.loads(event.content))
+                return
+            except grpc.RpcError as error:
+                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN):
+                    raise InputError(str(error.details())) from None
+                self._ask("Runs", pb.RunsRequest(protocol=PROTOCOL))  # comes back when the server does
+
+    def stop(self, run: str) -> None:
+        """End a run after its present round. InputError where there is none of that id."""
+        self._ask("Stop", pb.StopRequest(protocol=PROTOCOL, run=run))
+
+    def members(self) -> list[Any]:
+        """Everybody who has joined; see ``Member`` in the protocol."""
+        return list(self._ask("Members", pb.MembersRequest(protocol=PROTOCOL)).members)
+
+    def token(self, name: str, role: Role = "client", hours: float = 24) -> str:
+        """A join token for a member of that name, good once."""
+        return str(self._ask("Invite", pb.InviteRequest(protocol=PROTOCOL, name=name, role=role, hours=hours)).token)
+
+    def revoke(self, name: str) -> None:
+        """Shut a member out, at once."""
+        self._ask("Revoke", pb.RevokeRequest(protocol=PROTOCOL, name=name))
+
+    def _ask(self, method: str, request: Any) -> Any:
+        from hansa.federation.link import Refused
+
+        try:
+            return self._link.once(lambda _, administration: getattr(administration, method)(request))
+        except Refused as error:
+            raise InputError(str(error)) from None
+        except grpc.RpcError as error:
+            raise RunFailed(
+                f"the server cannot be reached ({error.code().name.lower()}: {error.details()}); is it running?"
+            ) from None

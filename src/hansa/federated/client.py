@@ -1,0 +1,273 @@
+"""A client: rows of its own, an address, and its say."""
+
+from __future__ import annotations
+
+import threading
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, overload
+
+import tomli_w
+from threadpoolctl import threadpool_limits
+
+from hansa import job as jobs
+from hansa.core.blocks import Client as Recipe
+from hansa.core.errors import InputError, did_you_mean
+from hansa.core.store import DiskStore
+from hansa.core.worker import Worker
+from hansa.data import recipes
+from hansa.data.partition import Column
+from hansa.federated.foreign import check_code, check_run
+from hansa.federated.home import Home
+from hansa.federated.watched import WatchedClient
+from hansa.federation.audit import Audit
+from hansa.federation.client import PROTOCOL, Desk, Seat, work
+from hansa.federation.identity import Credentials, Identity, read_token, request
+from hansa.federation.link import Link
+from hansa.federation.policy import Ask, Policy
+from hansa.federation.protocol import hansa_pb2 as pb
+from hansa.job import Job
+from hansa.options import build
+
+ADDRESS, PENDING, POLICY = "server.toml", "joining.pem", "policy.toml"
+
+
+@dataclass(frozen=True)
+class Mine:
+    """A client's own rows.
+
+    data:      any source of Hansa, as in a job.
+    partition: as in a job, where the source holds several clients' rows.
+    client:    which of the source's clients this is; its own name where that is empty, or the only one.
+    """
+
+    data: Any
+    partition: Any
+    client: str = ""
+
+    @classmethod
+    def of(cls, given: Any) -> Mine:
+        """From the path of a TOML file, a table, or a source. InputError for what is none."""
+        if isinstance(given, cls):
+            return given
+        if isinstance(given, (str, Path)):
+            try:
+                given = tomllib.loads(Path(given).read_text("utf-8"))
+            except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+                raise InputError(
+                    f"--data {given}: cannot be read ({error}); it is a TOML file with a table [data], as in a job"
+                ) from None
+        if not isinstance(given, Mapping):
+            return cls(given, Column())
+        for key in given:
+            if key not in ("data", "partition", "client"):
+                raise InputError(f"--data: unknown key {key!r}{did_you_mean(key, ('data', 'partition', 'client'))}")
+        if "data" not in given:
+            raise InputError(
+                "--data: the table [data] is missing (write, for example, data.name = 'file' and data.path = 'mine.csv')"
+            )
+        partition = build("partition", given["partition"]) if "partition" in given else Column()
+        return cls(build("data", given["data"]), partition, str(given.get("client", "")))
+
+    def recipe(self, name: str, job: Job) -> Recipe:
+        """The rows of the client ``name``, split as the job wants it."""
+        found = recipes.clients(self.data, self.partition, job.split, job.seed)
+        ids = [found.holders.ids[k] for k in range(len(found))]
+        wanted = self.client or (name if name in ids or len(ids) > 1 else ids[0])
+        if wanted not in ids:
+            raise InputError(
+                f"client {name}: the data has no rows of {wanted!r}{did_you_mean(wanted, ids[:20])}; write client = ..."
+            )
+        recipe = found[ids.index(wanted)]
+        arguments = {**recipe.arguments, "id": name} if "id" in recipe.arguments else recipe.arguments
+        return Recipe(name, recipe.loader, arguments, recipe.rows)
+
+
+@dataclass(frozen=True)
+class _Only(Sequence[Recipe]):
+    """A population of which this process knows one client."""
+
+    position: int
+    recipe: Recipe
+    population: int
+
+    def __len__(self) -> int:
+        return self.population
+
+    @overload
+    def __getitem__(self, position: int) -> Recipe: ...
+    @overload
+    def __getitem__(self, position: slice) -> Sequence[Recipe]: ...
+    def __getitem__(self, position: int | slice) -> Recipe | Sequence[Recipe]:
+        if position != self.position:
+            raise InputError(f"position {position} is another client's; this one is at {self.position}")
+        return self.recipe
+
+
+class Client:
+    """A holder of rows that takes part in a federation: it dials out to the server, and computes what its policy allows.
+
+    address:  host:port of the server, several with commas between them; as it joined where it is left out.
+    data:     the rows: a source as in a job, a table, or the path of a TOML file with a table ``[data]``.
+    home:     folder with the certificate (see :meth:`join`), the state that stays with the client, ``policy.toml`` and the audit log.
+    policy:   what jobs may ask; ``policy.toml`` in its home where it is left out, and everything where there is none.
+    name:     needed only for a server that runs with ``--insecure`` on this machine, to which it is told as it is.
+    metrics:  host:port on which Prometheus metrics, /healthz and /readyz are served while it runs; nowhere by default.
+    """
+
+    def __init__(
+        self, address: str = "", *, data: Any, home: str | Path, policy: Policy | str | Path | None = None, name: str = "",
+        metrics: str = "",
+    ) -> None:  # fmt: skip
+        self.home, self.mine = Home(home), Mine.of(data)
+        self._credentials = None if name else Credentials.load(self.home.path)
+        self.name = name or _member(self._credentials).name
+        self.addresses = addresses_of(address) if address else known_addresses(self.home.path)
+        self.policy = _policy(policy, self.home)
+        self.stop = threading.Event()
+        self._link: Link | None = None
+        self._metrics = metrics
+        self._watched: WatchedClient | None = None
+
+    @staticmethod
+    def join(address: str, token: str, home: str | Path) -> Identity:
+        """Spend a join token: make a key, which never leaves ``home``, and have a certificate issued for it.
+
+        May be called again with the same token after a lost connection. InputError for a token that is damaged or expired; a
+        HansaError where the server refuses it.
+        """
+        bootstrap, place = read_token(token), Home(home)
+        pending, who = place.path / PENDING, bootstrap.identity
+        if not pending.exists():
+            key, csr = request(who.name)
+            _write(pending, key + csr)
+        key, csr = _parts(pending.read_bytes())
+        link = Link(addresses_of(address), bootstrap)
+        try:
+            reply = link.call(lambda federation, _: federation.Join(pb.JoinRequest(protocol=PROTOCOL, request=csr)))
+        finally:
+            link.close()
+        credentials = Credentials(key, reply.certificate, reply.authority)
+        credentials.save(place.path)
+        _write(place.path / ADDRESS, tomli_w.dumps({"address": address}).encode())
+        pending.unlink()
+        return credentials.identity
+
+    def run(self, forever: bool = True) -> int:
+        """Do what the server asks, until :attr:`stop` is set; returns how many tasks were reported.
+
+        forever: False ends as well when the server has no run left.
+
+        It reconnects by itself. Raises a HansaError where the server will not have it.
+        """
+        self.home.hold()
+        try:
+            with Audit.open(self.home.path / "audit.jsonl") as audit:
+                self._watched = watched = WatchedClient(self._metrics).start()
+                self._link = link = Link(self.addresses, self._credentials, self.name, through=watched.through)
+                if self._credentials is not None:
+                    self._renew(link, self._credentials)
+                desk = Desk(self.name, link, self.policy, audit, self.home.clear("scratch"), self._open, self.stop, watched.seen)
+                audit.write(self.name, "started", addresses=list(self.addresses))
+                # Sums in BLAS depend on how many threads make them: with one, the bits are those of every engine.
+                with threadpool_limits(1):
+                    return work(desk, forever)
+        finally:
+            self.hang_up()
+            if self._watched is not None:
+                self._watched.stop()
+            self.home.release()
+
+    @property
+    def metrics_address(self) -> str:
+        """host:port of /metrics, /healthz and /readyz. InputError where they are not served."""
+        if self._watched is None:
+            raise InputError("client: it is not running (call run())")
+        return self._watched.address
+
+    def hang_up(self) -> None:
+        """Close the connection; with :attr:`stop` set, :meth:`run` ends at once instead of after the present wait."""
+        if self._link is not None:
+            self._link.close()
+
+    def _renew(self, link: Link, old: Credentials) -> None:
+        self._credentials = renewed(link, old, self.home.path, self.stop)
+
+    def _open(self, text: str, run: str, position: int, population: int) -> Seat:
+        check_run(run)
+        job = jobs.from_text(text, where=f"the job of run {run}")
+        check_code(job, self.policy)
+        recipe = self.mine.recipe(self.name, job)
+        store = DiskStore(self.home.folder("state") / f"{run}.sqlite")
+        worker = Worker(job.learner, _Only(position, recipe, population), store)
+        return Seat(worker, self._ask(job, run, recipe))
+
+    def _ask(self, job: Job, run: str, recipe: Recipe) -> Ask:
+        table = recipe.load()["train"]
+        return Ask(
+            run=run, job=job.name, kind="describe", learner=getattr(job.learner, "name", type(job.learner).__name__),
+            algorithm=job.algorithm.name, columns=tuple(str(name) for name in getattr(table.x, "columns", ())),
+            label=getattr(self.mine.data, "label", None), rows=len(table),
+            secure_aggregation=any(getattr(transform, "name", "") == "secure_aggregation" for transform in job.transforms),
+        )  # fmt: skip
+
+
+def renewed(link: Link, old: Credentials, home: Path, stop: threading.Event) -> Credentials:
+    """The member's credentials: new ones, kept in its home and used by the link, where a third of the old ones' time or less is left."""
+    from cryptography import x509
+
+    certificate = x509.load_pem_x509_certificate(old.certificate)
+    ends, begins = certificate.not_valid_after_utc, certificate.not_valid_before_utc
+    if (ends - datetime.now(UTC)) > (ends - begins) / 3:
+        return old
+    key, csr = request(old.identity.name)
+    reply = link.call(lambda federation, _: federation.Join(pb.JoinRequest(protocol=PROTOCOL, request=csr)), stop)
+    new = Credentials(key, reply.certificate, reply.authority)
+    new.save(home)
+    link.renew(new)
+    return new
+
+
+def addresses_of(text: str) -> tuple[str, ...]:
+    """host:port, several with commas between them."""
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    for one in found:
+        host, colon, port = one.rpartition(":")
+        if not (colon and host and port.isdigit()):
+            raise InputError(f"address {one!r}: write it as host:port, for example server.example:9443")
+    return found
+
+
+def known_addresses(home: Path) -> tuple[str, ...]:
+    """Where the member of a home reaches its server. InputError where it has not joined."""
+    path = home / ADDRESS
+    if not path.exists():
+        raise InputError(f"--home {home}: has not joined a federation (write: hansa join ADDRESS TOKEN --home {home})")
+    return addresses_of(tomllib.loads(path.read_text())["address"])
+
+
+def _policy(given: Policy | str | Path | None, home: Home) -> Policy:
+    if isinstance(given, Policy):
+        return given
+    path = home.path / POLICY if given is None else Path(given)
+    return Policy.load(path) if given is not None or path.exists() else Policy()
+
+
+def _member(credentials: Credentials | None) -> Identity:
+    assert credentials is not None
+    return credentials.identity
+
+
+def _write(path: Path, content: bytes) -> None:
+    from hansa.federation.private_files import write_private
+
+    write_private(path, content)
+
+
+def _parts(content: bytes) -> tuple[bytes, bytes]:
+    """A key and a certificate request, one behind the other."""
+    place = content.index(b"-----BEGIN CERTIFICATE REQUEST")
+    return content[:place], content[place:]

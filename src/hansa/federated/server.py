@@ -1,0 +1,569 @@
+"""A server: it lets organisations join, plays jobs with their clients, and keeps what it acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import logging
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import tomli_w
+from sqlalchemy.exc import OperationalError
+
+from hansa import job as jobs
+from hansa import runs
+from hansa.core.blocks import Client as Recipe
+from hansa.core.blocks import Splits
+from hansa.core.contracts import Engine
+from hansa.core.errors import HansaError, InputError, RunFailed
+from hansa.core.params import Params
+from hansa.data.elsewhere import Elsewhere
+from hansa.federated.client import ADDRESS
+from hansa.federated.folder import ServedFolder
+from hansa.federated.home import Home
+from hansa.federated.watched import WatchedServer, loop_serves
+from hansa.federation.audit import Audit
+from hansa.federation.blobs import Blobs, open_blobs
+from hansa.federation.engine import LEASE, FederationEngine, Playing, Stopped
+from hansa.federation.identity import Authority, Credentials, Role, server_credentials
+from hansa.federation.options import Federation
+from hansa.federation.presence import Bell, Presence
+from hansa.federation.private_files import write_private
+from hansa.federation.service import Limits, Office, invite, revoke, serve, submit
+from hansa.federation.state import LeaseLost, RunRow, State
+from hansa.job import Job
+from hansa.options import describe
+from hansa.runs import Run
+
+log = logging.getLogger("hansa.federation.server")
+
+LOOK = 0.3
+"""Seconds between two looks for clients that join, and for runs that are submitted."""
+
+LEFT = 3 * 3600.0
+"""Seconds since anybody touched a blob or an upload that nothing names, when it is removed."""
+
+RENEWED = timedelta(days=30)
+"""What is left of the server's own certificate when it is replaced."""
+
+
+@dataclass(frozen=True)
+class _Hosted:
+    """The engine of a job that this server plays."""
+
+    engine: FederationEngine = field(repr=False)
+    options: Federation
+    name: str = "federation"
+
+    def build(self) -> Engine:
+        return self.engine
+
+    def plain(self) -> Any:
+        return describe(self.options)
+
+
+class Server:
+    """See the module. It serves from :meth:`start` to :meth:`stop`, or as a context manager.
+
+    job:       what to train: a :class:`hansa.Job`, or the path of its TOML file; None to play what administrators submit. Its data are
+               :class:`hansa.data.Elsewhere`, its engine is :class:`Federation` with its options, and a block is one client.
+    home:      folder with the authority, the database, the blobs, the runs and the audit log; made on the first start.
+    listen:    host:port to serve on; port 0 takes a free one.
+    hosts:     names and addresses by which clients reach the server, besides that of ``listen``; they go into its certificate.
+    database:  SQLAlchemy URL; SQLite in the home by default. Several servers on one PostgreSQL serve one federation.
+    blobs:     folder or fsspec URL of models and updates; in the home by default. Servers that share a database share it.
+    authority: folder of the authority, where it is not in the home. Servers that share a database share it.
+    pki:       an own PKI's credentials of this server. Whoever has a certificate of that authority is a member then, and nobody joins.
+    metrics:   host:port on which Prometheus metrics, /healthz and /readyz are served; nowhere by default.
+    insecure:  no TLS, and callers are who they say they are: on a loopback address only, to try things out.
+    """
+
+    def __init__(
+        self, job: Job | str | Path | None = None, *, home: str | Path, listen: str = "127.0.0.1:9443", hosts: Sequence[str] = (),
+        database: str = "", blobs: str | Path = "", authority: str | Path = "", pki: Credentials | None = None, insecure: bool = False,
+        quiet: bool = False, limits: Limits | None = None, metrics: str = "",
+    ) -> None:  # fmt: skip
+        self.home, self.quiet = Home(home), quiet
+        self._listen, self._insecure, self._pki = _listen(listen, insecure), insecure, pki
+        self._hosts = tuple(hosts)
+        self._text = None if job is None else _playable(job)
+        self._given = (database, str(blobs), str(authority))
+        self._limits, self._metrics = limits or Limits(), metrics
+        self.port = 0
+        self._office: Office | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._sweeping: threading.Thread | None = None
+        self._serving: tuple[Any, list[Any]] | None = None
+        self._watched: WatchedServer | None = None
+        self._over = threading.Event()
+        self.run_id = ""
+
+    # Serving
+
+    def start(self) -> Server:
+        """Open the state, listen, and answer from now on. InputError where the address or the database cannot be used."""
+        self.home.hold()
+        try:
+            self._open()
+        except BaseException:
+            self._let_go()
+            self.home.release()
+            raise
+        return self
+
+    def _open(self) -> None:
+        _many_files()
+        database, blobs, authority = self._given
+        state = State.open(database or f"sqlite:///{self.home.path / 'state.sqlite'}")
+        ca = Authority.open_or_create(Path(authority) if authority else self.home.path / "authority", "Hansa federation")
+        store = open_blobs(blobs or self.home.path / "blobs", home=self.home.path / "cache")
+        self._office = Office(
+            state, store, ca, Audit.open(self.home.path / "audit.jsonl"), Presence(state), Bell(), Bell(), _name_of, self._limits,
+            self._insecure, self._pki is not None,
+        )  # fmt: skip
+        host = self._listen.rpartition(":")[0]
+        hosts = (*self._hosts, *([] if host in ("0.0.0.0", "[::]") else [host.strip("[]")]), socket.gethostname())
+        mine = self._pki or ca.server(hosts)
+        credentials = None if self._insecure else server_credentials(mine, self._at_the_door(mine, ca, hosts))
+        if self._pki is None and not self._insecure:
+            self._admit_here(ca, state)
+        self._watched = self._watch(state, not database).start()
+        ready: threading.Event = threading.Event()
+        problem: list[BaseException] = []
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, args=(credentials, ready, problem), name="hansa-server", daemon=True)
+        self._thread.start()
+        ready.wait()
+        if problem:
+            raise problem[0]
+        self._sweeping = threading.Thread(target=self._sweep, args=(state, store), name="hansa-sweep", daemon=True)
+        self._sweeping.start()
+        write_private(self.home.folder("admin") / ADDRESS, tomli_w.dumps({"address": self.address}).encode())
+        self._office.audit.write("server", "started", address=self.address)
+
+    def _sweep(self, state: State, blobs: Blobs) -> None:
+        """Remove what crashes and broken-off uploads have left, now and then, until the server ends."""
+        while True:
+            try:
+                blobs.sweep(state.blobs_in_use(), LEFT)
+            except (OSError, InputError, OperationalError) as error:
+                log.warning("the blobs cannot be swept (%s); trying again in an hour", error)
+            if self._over.wait(3600):
+                return
+
+    def _at_the_door(self, mine: Credentials, ca: Authority, hosts: Sequence[str]) -> Callable[[], Credentials | None]:
+        """What gRPC asks before the handshake of every new connection, for another certificate: this one's time may be nearly over."""
+        handshakes, shown = self.office.handshakes, mine
+
+        def renewed() -> Credentials | None:
+            nonlocal shown
+            handshakes.begun()
+            if self._pki is not None or shown.identity.expires - datetime.now(UTC) > RENEWED:
+                return None
+            shown = ca.server(hosts)
+            return shown
+
+        return renewed
+
+    def _watch(self, state: State, own_file: bool) -> WatchedServer:
+        options = Federation() if self._text is None else _options(jobs.from_text(self._text, where="the server's job"))
+        serving = loop_serves(lambda: self._loop if self._serving else None, lambda: self.address)
+        file = self.home.path / "state.sqlite" if own_file else None
+        return WatchedServer(self.office, self._metrics, options.liveness, self._owner, file, serving)
+
+    def _admit_here(self, ca: Authority, state: State) -> None:
+        """Who may read this home is its administrator: credentials for the verbs on this machine."""
+        folder = self.home.path / "admin"
+        try:
+            admin = Credentials.load(folder)
+        except InputError:
+            admin = ca.member("admin", "admin")
+            admin.save(folder)
+        who = admin.identity
+        state.admit(who.name, who.role, who.serial, who.expires.timestamp())
+
+    def _serve(self, credentials: Any, ready: threading.Event, problem: list[BaseException]) -> None:
+        assert self._loop is not None and self._office is not None and self._watched is not None
+        asyncio.set_event_loop(self._loop)
+        try:
+            server, self.port, background = self._loop.run_until_complete(
+                serve(self._office, self._listen, credentials, (self._watched.add_health,), self._watched.listener)
+            )
+            self._serving = server, background
+        except BaseException as error:  # noqa: BLE001  # raised by who waits for this
+            problem.append(error)
+            ready.set()
+            return
+        ready.set()
+        self._loop.run_forever()
+
+    def stop(self) -> None:
+        """Answer no longer. What was acknowledged is kept; a run that is under way goes on with the next start."""
+        self._over.set()
+        if self._loop is not None and self._serving is not None:
+            asyncio.run_coroutine_threadsafe(_close(*self._serving), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            if self._thread is not None:
+                self._thread.join()
+            self._loop.close()
+            self._serving = self._loop = None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._watched is not None:
+            self._watched.stop()
+            self._watched = None
+        if self._sweeping is not None:
+            self._sweeping.join()
+        if self._office is not None:
+            self._office.presence.flush()
+            self._office.audit.close()
+            self._office.state.close()
+            self._office.blobs.close()
+            self._office = None
+            self.home.release()
+
+    def __enter__(self) -> Server:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def stop_playing(self) -> None:
+        """Let :meth:`train` and :meth:`serve_forever` end soon; the run goes on with the next start."""
+        self._over.set()
+
+    @property
+    def address(self) -> str:
+        """host:port of this machine by which it is reached from here."""
+        host = self._listen.rpartition(":")[0]
+        return f"{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{self.port}"
+
+    @property
+    def metrics_address(self) -> str:
+        """host:port of /metrics, /healthz and /readyz. InputError where they are not served."""
+        return self._seen.address
+
+    @property
+    def _seen(self) -> WatchedServer:
+        if self._watched is None:
+            raise InputError("server: it is not running (call start(), or use it in a with statement)")
+        return self._watched
+
+    @property
+    def office(self) -> Office:
+        if self._office is None:
+            raise InputError("server: it is not running (call start(), or use it in a with statement)")
+        return self._office
+
+    # Members
+
+    def token(self, name: str, role: Role = "client", hours: float = 24) -> str:
+        """A join token for a member of that name, good once."""
+        return invite(self.office, name, role, hours, "admin")
+
+    def revoke(self, name: str) -> None:
+        """Shut a member out, at once, on open connections too."""
+        revoke(self.office, name, "admin")
+
+    # Runs
+
+    def train(self) -> Run:
+        """Play the server's job to its end, from where an earlier process left it; returns the finished run.
+
+        Raises what :func:`hansa.run` raises, and RunFailed where an administrator stopped the run.
+        """
+        if self._text is None:
+            raise InputError("server.train: the server has no job (give it one, or call serve_forever() and submit jobs)")
+        if self._office is None:
+            with self:
+                return self.train()
+        self.run_id = submit(self.office, self._text, "admin", once=True)
+        while not self._over.is_set():
+            try:
+                row = self.office.state.run(self.run_id)
+            except OperationalError as away:
+                self._wait_for_database(away)
+                continue
+            if row.status in ("failed", "stopped"):
+                raise RunFailed(f"run {row.id}: {row.message}")
+            if row.status == "finished":
+                return self._finished(row)
+            claimed = self._claimed()
+            if claimed is not None:
+                done = self._play(claimed, raising=claimed.id == self.run_id)
+                if done is not None and claimed.id == self.run_id:
+                    return done
+            else:
+                self._over.wait(LOOK)  # another server process plays it
+        raise RunFailed(f"run {self.run_id}: the server was stopped; it goes on with the next start")
+
+    def serve_forever(self) -> None:
+        """Play whatever is submitted, one run after another, until :meth:`stop`."""
+        while not self._over.is_set():
+            row = self._claimed()
+            if row is None:
+                self._over.wait(LOOK)
+            else:
+                self._play(row, raising=False)
+
+    def _claimed(self) -> RunRow | None:
+        """A run to play; None where there is none, and while the database cannot be reached."""
+        try:
+            return self.office.state.claim(self._owner, LEASE)
+        except OperationalError as away:
+            self._wait_for_database(away)
+            return None
+
+    def _wait_for_database(self, away: Exception) -> None:
+        log.warning("the database cannot be reached (%s); trying again", away)
+        self._over.wait(LOOK)
+
+    def get_parameters(self, run: str = "") -> Params:
+        """The model's params after the last committed round of a run, by default of the last one that this server played."""
+        from hansa.tracking.tree import load_tree
+
+        row = self.office.state.run(run or self.run_id)
+        if row.state is None:
+            raise InputError(f"run {row.id}: has no model yet; its first round is not over")
+        params: Params = load_tree(self.office.blobs.local(row.state))["algorithm"]["params"]
+        return params
+
+    @property
+    def _owner(self) -> str:
+        return self.home.own_name()
+
+    def _finished(self, row: RunRow) -> Run:
+        """A run that another process finished, as this one would have given it back."""
+        self.office.state.adopt(row.id, self._owner)
+        return self._train(row, _Claim(self.office.state, row.id, self._owner, held=False))
+
+    def _play(self, row: RunRow, raising: bool) -> Run | None:
+        """Play a claimed run; None where it failed, was stopped, or was taken over (raised instead, if ``raising``)."""
+        state, tell = self.office.state, self._teller(row.id)
+        with _Claim(state, row.id, self._owner) as claim:
+            try:
+                done = self._train(row, claim)
+                claim.check()
+                state.finish(row.id, self._owner, "finished", done.ended)
+                tell("finished", {"message": done.ended, "metrics": done.metrics})
+                return done
+            except LeaseLost as lost:
+                log.warning("%s", lost)
+                return None
+            except OperationalError as away:  # whoever claims the run next goes on with it
+                self._wait_for_database(away)
+                return None
+            except Stopped as stopped:
+                self._end(row.id, "stopped", str(stopped))
+                if raising:
+                    raise
+            except HansaError as error:
+                self._end(row.id, "failed", str(error))
+                if raising:
+                    raise
+            except Exception as error:
+                self._end(row.id, "failed", f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+                if raising:
+                    raise
+        return None
+
+    def _end(self, run: str, status: Any, message: str) -> None:
+        with contextlib.suppress(LeaseLost):
+            self.office.state.finish(run, self._owner, status, message)
+            self._teller(run)(status, {"message": message})
+
+    def _train(self, row: RunRow, claim: _Claim) -> Run:
+        office, job = self.office, jobs.from_text(row.job, where=f"run {row.id}")
+        options = _options(job)
+
+        def check() -> None:
+            claim.check()
+            if self._over.is_set():
+                raise LeaseLost(f"run {row.id}: this server was stopped")
+
+        names = row.clients or self._gathered(row, options, check)
+        playing = Playing(
+            row.id, self._owner, office.state, office.blobs, office.presence, office.bell, office.reported, options,
+            self._teller(row.id), check, self._seen.watch,
+        )  # fmt: skip
+        engine = FederationEngine(playing)
+        hosted = replace(job, engine=_Hosted(engine, options), rounds=replace(job.rounds, block=1))
+        folder = ServedFolder.open_for(
+            self.home.folder("runs"), row, self._owner, office.state, office.blobs, engine.tidy, runs.text_of(hosted)
+        )
+        tell = self._teller(row.id)
+
+        def observe(stage: str) -> None:
+            if stage == "saved":
+                record = folder.metrics()[-1]
+                lost = sum(len(failure["clients"]) for failure in record["failures"])
+                tell("round", {k: v for k, v in record.items() if isinstance(v, (int, float, str))} | {"lost": lost})
+                playing.watch.committed(record["round"])
+
+        clients = [Recipe(name, _absent, {"name": name}) for name in names]
+        try:
+            return runs.play(hosted, folder, clients, time.perf_counter(), self.quiet, observe)
+        finally:
+            playing.watch.ended()
+
+    def _gathered(self, row: RunRow, options: Federation, check: Callable[[], None]) -> tuple[str, ...]:
+        """Wait until enough clients are there; settles who takes part."""
+        office, tell, last = self.office, self._teller(row.id), None
+        while True:
+            check()
+            heard = office.presence.last(office.state.clients())
+            there = sorted(name for name, when in heard.items() if time.time() - when < options.liveness)
+            if len(there) >= options.clients:
+                names = office.state.settle(row.id, self._owner, there)
+                tell("began", {"clients": list(names)})
+                return names
+            if there != last:
+                tell("waiting", {"clients": there, "wanted": options.clients})
+                last = there
+            self._over.wait(LOOK)
+
+    def _teller(self, run: str) -> Any:
+        def tell(kind: str, content: Mapping[str, Any]) -> None:
+            fields = {name: content[name] for name in ("round", "client") if name in content}
+            log.info("run %s: %s %s", run, kind, json.dumps(content, default=str), extra={"run": run, **fields})
+            self._seen.told(kind, content)
+            self.office.state.tell(run, kind, content)
+
+        return tell
+
+
+class _Claim:
+    """Keeps the lease of a run from a thread of its own, and hears whether the run shall stop."""
+
+    def __init__(self, state: State, run: str, owner: str, held: bool = True) -> None:
+        self._state, self._run, self._owner, self._held = state, run, owner, held
+        self._done = threading.Event()
+        self._problem: HansaError | None = None
+        self._thread = threading.Thread(target=self._renew, name="hansa-lease", daemon=True)
+
+    def __enter__(self) -> _Claim:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        with contextlib.suppress(OperationalError):  # it ends by itself then, after its time
+            self._state.release(self._run, self._owner)
+
+    def check(self) -> None:
+        """Raises LeaseLost, or Stopped."""
+        if self._problem is not None:
+            raise self._problem
+
+    def _renew(self) -> None:
+        failing_since: float | None = None
+        while not self._done.wait(1.0):
+            try:
+                if self._state.renew(self._run, self._owner, LEASE):
+                    self._problem = Stopped(f"run {self._run}: stopped by an administrator")
+                    return
+                failing_since = None
+            except LeaseLost as lost:
+                self._problem = lost
+                return
+            except Exception as error:  # noqa: BLE001  # a database that is away for a moment; the lease says for how long
+                failing_since = failing_since or time.monotonic()
+                if time.monotonic() - failing_since > LEASE:
+                    self._problem = LeaseLost(f"run {self._run}: the database cannot be reached ({error})")
+                    return
+
+
+async def _close(server: Any, background: list[Any]) -> None:
+    await server.stop(0.2)
+    for task in background:
+        task.cancel()
+    await asyncio.gather(*background, return_exceptions=True)
+
+
+def _absent(name: str) -> Splits:
+    raise RunFailed(f"client {name}: its rows are where it is, and not at the server")
+
+
+def _options(job: Job) -> Federation:
+    return job.engine if isinstance(job.engine, Federation) else Federation()
+
+
+def _playable(job: Job | str | Path) -> str:
+    """The job's text. InputError for a job that no server can play."""
+    loaded = job if isinstance(job, Job) else jobs.load(job)
+    _check(loaded)
+    text = runs.text_of(loaded)
+    if isinstance(job, Job) and not jobs.is_plain(loaded):
+        raise InputError(
+            "server: clients are told the job as TOML, and this one holds objects that TOML cannot (name them in a file)"
+        )
+    return text
+
+
+def _check(job: Job) -> None:
+    if not isinstance(job.data, Elsewhere):
+        raise InputError(
+            f"data.name = {job.data.name!r}: the rows of a federation are at its clients; write data.name = 'elsewhere' and data.task, "
+            "and give each client its rows with `hansa client --data`"
+        )
+    if not isinstance(job.engine, Federation) and job.engine.name != "inline":
+        raise InputError(
+            f"engine.name = {job.engine.name!r}: a server plays its jobs with 'federation'; leave [engine] out, or name it"
+        )
+    if job.algorithm.collective == "gang":
+        raise InputError(f"algorithm {job.algorithm.name!r}: organisations share no gang; choose one whose clients send sums")
+    if job.clock is not None:
+        raise InputError("clock: devices are simulated, and a federation's clients are real; leave [clock] out")
+    quorum, enough = job.rounds.quorum, _options(job).enough
+    if enough < quorum:
+        raise InputError(
+            f"engine.enough = {enough:g}: rounds would close below rounds.quorum = {quorum:g}; raise it, or lower the quorum"
+        )
+
+
+def _name_of(text: str) -> str:
+    """The name of a job that was submitted. InputError for one that cannot be played."""
+    job = jobs.from_text(text, where="the submitted job")
+    _check(job)
+    return job.name or f"{getattr(job.learner, 'name', 'model')}-{job.algorithm.name}"
+
+
+def _many_files() -> None:
+    """As many open files as the system allows: every client is a connection, and every result that waits for the sum is mapped."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _listen(address: str, insecure: bool) -> str:
+    host, colon, port = address.rpartition(":")
+    if not (colon and host and port.isdigit()):
+        raise InputError(f"--listen {address}: write it as host:port, for example 0.0.0.0:9443")
+    if insecure and not _is_loopback(host):
+        raise InputError(
+            f"--insecure --listen {address}: without TLS a server listens on this machine alone; write 127.0.0.1:{port}"
+        )
+    return address
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

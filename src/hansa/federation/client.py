@@ -1,0 +1,236 @@
+"""A client's life: ask for the next task, look whether its own policy allows it, do it, report it, again.
+
+It holds the rows and gives away what its policy lets go. What it acknowledged is at the server; what it had not yet reported when it was
+killed it does again, to the same bits.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from hansa.core.blocks import Block
+from hansa.core.errors import InputError
+from hansa.core.updates import Failure
+from hansa.core.worker import EvaluateCall, WorkCall, Worker, attempt
+from hansa.federation import calls, parcels, transfer
+from hansa.federation.audit import Audit
+from hansa.federation.blobs import blob_of
+from hansa.federation.faults import reached
+from hansa.federation.link import Interrupted, Link, Refused
+from hansa.federation.policy import Ask, Policy
+from hansa.federation.policy import Refused as Refusal
+from hansa.federation.protocol import hansa_pb2 as pb
+from hansa.federation.seen import UNSEEN, Unseen
+
+log = logging.getLogger("hansa.federation.client")
+
+PROTOCOL = 1
+JOB_BYTES = 1 << 20
+CALL_BYTES = 8 << 30
+"""Of the largest model that a server may send."""
+
+BEAT = 10.0
+"""Seconds between the signs of life of a client that works."""
+
+SEATS = 4
+"""Runs whose rows and learner are kept at the same time."""
+
+
+@dataclass(frozen=True)
+class Seat:
+    """This client's place in one run.
+
+    ask: what is known of the job for the policy, before any task.
+    """
+
+    worker: Worker
+    ask: Ask
+
+
+Open = Callable[[str, str, int, int], Seat]
+"""(job text, run, position, population) -> the client's seat in the run. Raises InputError for a job that cannot be done here."""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Everything a client works with. open: see :data:`Open`."""
+
+    name: str
+    link: Link
+    policy: Policy
+    audit: Audit
+    scratch: Path
+    open: Open
+    stop: threading.Event = field(default_factory=threading.Event)
+    seen: Unseen = UNSEEN
+
+
+def work(desk: Desk, forever: bool = True) -> int:
+    """Do tasks until asked to stop; with ``forever`` False also until the server has no run left. Returns how many were reported.
+
+    Raises Refused where the server will not have this client.
+    """
+    seats: OrderedDict[str, Seat] = OrderedDict()
+    done, last_said = 0, ""
+
+    def said(what: str) -> None:
+        nonlocal last_said
+        if what != last_said:
+            log.warning("%s: %s; trying again", desk.name, what, extra={"client": desk.name})
+        last_said = what
+
+    while not desk.stop.is_set():
+        try:
+            reply = desk.link.call(lambda federation, _: federation.Next(pb.NextRequest(protocol=PROTOCOL)), desk.stop, said)
+            last_said = ""
+            for task in reply.tasks:
+                reached("client.task_received")
+                done += _do(desk, seats, task, said)
+        except Interrupted:
+            break
+        if reply.idle and not forever and done:
+            break
+    return done
+
+
+def _do(desk: Desk, seats: OrderedDict[str, Seat], task: Any, said: Callable[[str], None]) -> int:
+    with tempfile.TemporaryDirectory(dir=desk.scratch) as folder, _Beating(desk, task.id) as beating, desk.seen.task(task):
+        outcome = _outcome(desk, seats, task, Path(folder), said)
+        if beating.unwanted:
+            log.info("%s: task %s is no longer wanted", desk.name, task.id, extra=_fields(desk, task))
+            return 0
+        if isinstance(outcome, Path):
+            outcome = _uploaded(desk, outcome, said)
+            reached("client.uploaded")
+        report = pb.ReportRequest(protocol=PROTOCOL, task=task.id, **outcome)
+        with desk.seen.step("report"):
+            try:
+                reply = desk.link.call(lambda federation, _: federation.Report(report), desk.stop, said)
+            except Refused as error:
+                if error.code is not grpc.StatusCode.INVALID_ARGUMENT:
+                    raise
+                failure = pb.Failure(kind="ResultRefused", message=f"the server refused the result: {error}")
+                report = pb.ReportRequest(protocol=PROTOCOL, task=task.id, failure=failure)
+                reply = desk.link.call(lambda federation, _: federation.Report(report), desk.stop, said)
+        reached("client.reported")
+        desk.seen.reported(report.WhichOneof("outcome"), reply.used)
+        desk.audit.write(desk.name, "reported", run=task.run, task=task.id, outcome=report.WhichOneof("outcome"), used=reply.used)
+        return 1
+
+
+def _uploaded(desk: Desk, path: Path, said: Callable[[str], None]) -> dict[str, Any]:
+    blob = blob_of(path)
+    while True:
+        try:
+            with desk.seen.step("upload"):
+                desk.link.call(lambda federation, _: transfer.upload(federation, path, blob.digest), desk.stop, said)
+            return {"result": pb.Blob(digest=blob.digest, size=blob.size)}
+        except Refused as error:
+            if error.code is not grpc.StatusCode.FAILED_PRECONDITION:
+                raise
+            # The round has closed meanwhile: the report says so too, and the server's answer is the one that counts.
+            return {"result": pb.Blob(digest=blob.digest, size=blob.size)}
+
+
+def _outcome(
+    desk: Desk, seats: OrderedDict[str, Seat], task: Any, folder: Path, said: Callable[[str], None]
+) -> Path | dict[str, Any]:
+    """A file with the result, or the fields of a report without one."""
+    try:
+        seat = seats.get(task.run)
+        if seat is None:
+            seat = desk.open(
+                _fetched(desk, task.job, folder, JOB_BYTES, said).read_text("utf-8"), task.run, task.position, task.population
+            )
+            seats[task.run] = seat
+        seats.move_to_end(task.run)
+        while len(seats) > SEATS:
+            seats.popitem(last=False)
+        call = calls.decode_call(parcels.read(_fetched(desk, task.call, folder, CALL_BYTES, said)))
+    except InputError as error:
+        return {"failure": pb.Failure(kind="InputError", message=str(error), bad_input=True)}
+    except Refused as error:
+        if error.code not in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.NOT_FOUND):
+            raise
+        return {"failure": pb.Failure(kind="TaskGone", message=str(error))}
+    reached("client.call_fetched")
+    ask = _asked(seat.ask, call, task.population)
+    desk.seen.kind(ask.kind, ask.round)
+    refusal = desk.policy.refuse(ask)
+    if refusal is not None:
+        return _refused(desk, task, refusal)
+    desk.audit.write(desk.name, "works", run=task.run, task=task.id, kind=ask.kind, round=ask.round)
+    with desk.seen.step("compute"):
+        result = attempt(call, seat.worker, Block(0, (task.position,)))
+    reached("client.computed")
+    if isinstance(result, Failure):
+        log.error(
+            "%s: task %s failed: %s: %s", desk.name, task.id, result.kind, result.message, extra=_fields(desk, task, ask.round)
+        )
+        said_of = pb.Failure(kind=result.kind, message=result.message, traceback=result.traceback, bad_input=result.bad_input)
+        return {"failure": said_of}
+    refusal = desk.policy.refuse(replace(ask, metrics=tuple(result.metrics)))
+    if refusal is not None:
+        return _refused(desk, task, refusal)
+    path = folder / "result"
+    parcels.write(path, calls.encode_result(result))
+    return path
+
+
+def _refused(desk: Desk, task: Any, refusal: Refusal) -> dict[str, Any]:
+    log.warning("%s: refused (%s): %s", desk.name, refusal.rule, refusal.message, extra=_fields(desk, task))
+    desk.audit.write(desk.name, "refused", run=task.run, task=task.id, rule=refusal.rule, why=refusal.message, here=refusal.private)
+    return {"refusal": pb.Refusal(rule=refusal.rule, message=refusal.message)}
+
+
+def _fetched(desk: Desk, blob: Any, folder: Path, limit: int, said: Callable[[str], None]) -> Path:
+    with desk.seen.step("fetch"):
+        return desk.link.call(lambda federation, _: transfer.download(federation, blob, folder, limit), desk.stop, said)
+
+
+def _fields(desk: Desk, task: Any, round: int | None = None) -> dict[str, Any]:
+    """What an entry of the log names. round: counted from 0, as policies do."""
+    return {"client": desk.name, "run": task.run, "task": task.id} | ({} if round is None else {"round": round + 1})
+
+
+def _asked(ask: Ask, call: WorkCall | EvaluateCall, population: int) -> Ask:
+    """What a task asks, for the policy."""
+    kind = calls.kind_of(call)
+    local = getattr(getattr(call, "algorithm", None), "local", None)
+    return replace(ask, kind=kind, round=max(call.round - 1, 0), epochs=getattr(local, "epochs", None), clients=population)
+
+
+class _Beating:
+    """Tells the server now and then that the client is busy with a task, and hears whether it is still wanted."""
+
+    def __init__(self, desk: Desk, task: str) -> None:
+        self._desk, self._task = desk, task
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self.unwanted = False
+
+    def __enter__(self) -> _Beating:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT):
+            try:
+                request = pb.NextRequest(protocol=PROTOCOL, working=[self._task])
+                reply = self._desk.link.once(lambda federation, _: federation.Next(request))  # noqa: B023
+                self.unwanted = self._task not in reply.wanted
+            except (grpc.RpcError, Refused, Interrupted):
+                time.sleep(0.1)  # whoever reports the result will find out the same, and say it
