@@ -80,6 +80,7 @@ class Description:
     rows:     training rows of all clients together.
     facts:    what each client told, by id (:mod:`hansa.data.facts`).
     clients:  how many there are; more than have told facts where only a sample was asked.
+    split:    what the clients have each of their own: rows of the same columns, or columns of the same rows.
     """
 
     features: tuple[str, ...]
@@ -90,6 +91,7 @@ class Description:
     task: Task
     facts: Facts = field(repr=False)
     clients: int
+    split: Literal["rows", "columns"] = "rows"
 
     def example(self) -> Table:
         """One made-up raw row, without a label: mean numbers and the most frequent categories of the first client."""
@@ -105,9 +107,11 @@ class Description:
 
         A client has ``rows`` by split and ``labels``, the training rows of each class by the label's text; or ``target``, the
         ``mean``, ``std``, ``min`` and ``max`` of a regression's. Where only a sample of the clients was asked, ``population`` is
-        the number of all.
+        the number of all. Where the clients share their rows, ``columns`` has the names of each one's.
         """
-        sampled = {"population": self.clients} if self.clients > len(self.facts) else {}
+        sampled: dict[str, Any] = {"population": self.clients} if self.clients > len(self.facts) else {}
+        if self.split == "columns":
+            sampled["columns"] = {client: list(own["columns"]) for client, own in self.facts.items()}
         return {
             **sampled,
             "task": self.task,

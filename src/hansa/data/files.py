@@ -29,7 +29,7 @@ class File:
     """Rows of one or more files with the same columns, put one behind the other in the order of their names.
 
     path:      a file, or a pattern such as ``data/*.csv`` (``**`` for any depth); relative to the working directory.
-    label:     the column to predict.
+    label:     the column to predict; without it the rows have no labels, for learners that need none.
     client:    the column that names each row's client; ``"@file"`` makes every file a client, named like the file.
     features:  the columns to predict from; all others when empty.
     drop:      columns to leave out.
@@ -42,7 +42,7 @@ class File:
 
     name: Literal["file"] = field(default="file", kw_only=True)
     path: str = field(kw_only=True)
-    label: str = field(kw_only=True)
+    label: str | None = None
     client: str | None = None
     features: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
@@ -83,14 +83,12 @@ def _read(source: File, paths: Sequence[Path]) -> Rows:
             raise InputError(f"data.path: {has} has a column {different[0]!r} and {lacks} has not; give all files the same columns")
     column = None if source.client == FROM_FILE else source.client
     features = choose_features(names, source.label, column, source.features, source.drop, str(paths[0]))
-    wanted = list(dict.fromkeys([*features, source.label, *([] if column is None else [column])]))
-    frames = _alike([_frame(path, wanted) for path in paths], paths, [*features, source.label])
-    where = f"label column {source.label!r}"
-    labels = pd.concat([frame[source.label] for frame in frames], ignore_index=True)
-    if not len(labels):
+    label = [] if source.label is None else [source.label]
+    wanted = list(dict.fromkeys([*features, *label, *([] if column is None else [column])]))
+    frames = _alike([_frame(path, wanted) for path in paths], paths, [*features, *label])
+    if not sum(map(len, frames)):
         raise InputError(f"data.path: {source.path} holds no rows")
-    refuse_gaps(labels, where, "every row needs a label")
-    y, task = labels_of(labels, source.task, source.positive, where)
+    y, task = _labels(source, frames)
     return Rows(
         x=plain_frame(pd.concat([frame[features] for frame in frames], ignore_index=True)),
         y=y,
@@ -98,6 +96,20 @@ def _read(source: File, paths: Sequence[Path]) -> Rows:
         test=None,
         task=task,
     )
+
+
+def _labels(source: File, frames: Sequence[pd.DataFrame]) -> tuple[np.ndarray | None, Task]:
+    import pandas as pd
+
+    if source.label is None:
+        option = "positive" if source.positive is not None else "task" if source.task not in (None, "unlabelled") else None
+        if option is not None:
+            raise InputError(f"data.{option}: says what labels mean, and data.label names none; name their column, or leave it out")
+        return None, "unlabelled"
+    where = f"label column {source.label!r}"
+    labels = pd.concat([frame[source.label] for frame in frames], ignore_index=True)
+    refuse_gaps(labels, where, "every row needs a label")
+    return labels_of(labels, source.task, source.positive, where)
 
 
 def _clients(source: File, paths: Sequence[Path], frames: Sequence[pd.DataFrame], column: str | None) -> np.ndarray | None:

@@ -20,7 +20,7 @@ class Memory:
     """Rows that the caller holds.
 
     x:       an array (rows, ...) of numbers, a pandas data frame, or a pyarrow table.
-    y:       labels (rows,), or None.
+    y:       labels (rows,), or None for learners that need none.
     client:  whose each row is (rows,), or None.
     task:    "classification" or "regression"; told from the labels when None (see :class:`hansa.data.File`).
     test:    a central test set with the same columns: a :class:`~hansa.core.blocks.Table` or a pair ``(x, y)``.
@@ -42,7 +42,10 @@ class Memory:
     @cached_property
     def _rows(self) -> Rows:
         x = _features(self.x, "x")
-        y, task = (None, self.task or "regression") if self.y is None else labels_of(self.y, self.task, None, "y")
+        y: np.ndarray | None = None
+        task: Task = "unlabelled"
+        if self.y is not None:
+            y, task = labels_of(self.y, self.task, None, "y")
         client = None if self.client is None else client_ids(self.client, "client")
         for name, values in (("y", y), ("client", client)):
             if values is not None and len(values) != len(x):
@@ -80,8 +83,12 @@ def _features(x: Any, where: str) -> Any:
 def _central(test: Any, x: Any, task: Task) -> Table:
     given_x, given_y = (test.x, test.y) if isinstance(test, Table) else test
     features = _features(given_x, "the x of test")
+    if task == "unlabelled" and given_y is None:
+        return Table(features)
     if given_y is None:
         raise InputError("data: test has no labels; nothing can be measured on it, so give (x, y) or leave it out")
+    if task == "unlabelled":
+        raise InputError("data: test has labels and the rows have none; leave them out, or give y")
     y, _ = labels_of(given_y, task, None, "the y of test")
     if len(y) != len(features):
         raise InputError(f"data: test has {len(features):,} rows and {len(y):,} labels; give one label for each row")
@@ -97,8 +104,8 @@ def _layout(x: Any) -> str:
     return f"examples of shape {x.shape[1:]} and type {x.dtype}"
 
 
-def from_arrays(x: Any, y: Any, clients: Any = None, *, test: Any = None, task: Task | None = None) -> Memory:
-    """Arrays, or a data frame with its labels: ``x`` (rows, ...), ``y`` (rows,), ``clients`` (rows,) naming each row's client."""
+def from_arrays(x: Any, y: Any = None, clients: Any = None, *, test: Any = None, task: Task | None = None) -> Memory:
+    """Arrays, or a data frame with its labels: ``x`` (rows, ...), ``y`` (rows,) or None, ``clients`` (rows,) naming each row's client."""
     return Memory(x=x, y=y, client=clients, task=task, test=test)
 
 

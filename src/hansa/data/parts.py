@@ -24,7 +24,7 @@ class Parts:
 
     path:      a file, a pattern such as ``data/*.parquet`` (``**`` for any depth), or an fsspec URL (``s3://bucket/table/*.parquet``):
                ``.parquet``, ``.arrow``, ``.feather``, ``.csv``, ``.csv.gz``.
-    label:     the column to predict.
+    label:     the column to predict; without it the rows have no labels, for learners that need none.
     client:    ``"@file"`` makes every file a part, named like the file, whatever ``rows`` says.
     features:  the columns to predict from; all others when empty.
     drop:      columns to leave out.
@@ -44,7 +44,7 @@ class Parts:
 
     name: Literal["parts"] = field(default="parts", kw_only=True)
     path: str = field(kw_only=True)
-    label: str = field(kw_only=True)
+    label: str | None = None
     client: Literal["@file"] | None = None
     features: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
@@ -60,6 +60,9 @@ class Parts:
         if self.positive is not None and self.above is not None:
             raise InputError("data.above: data.positive says already which label is 1; give only one of them")
         option = "positive" if self.positive is not None else "above" if self.above is not None else None
+        stray = option or ("labels" if self.labels is not None else None)
+        if self.label is None and stray is not None:
+            raise InputError(f"data.{stray}: says what labels mean, and data.label names none; name their column, or leave it out")
         if option is not None and self.labels == "numbers":
             raise InputError(f"data.{option}: makes classes of the labels; take it out, or data.labels")
 
@@ -70,11 +73,11 @@ class Parts:
 
     @property
     def task(self) -> Task:
-        return self.plan.meaning.task
+        return "unlabelled" if self.plan.meaning is None else self.plan.meaning.task
 
     @property
     def classes(self) -> tuple[Any, ...] | None:
-        return self.plan.meaning.classes
+        return None if self.plan.meaning is None else self.plan.meaning.classes
 
     @property
     def ids(self) -> Ids:
@@ -91,13 +94,15 @@ class Parts:
         plan = self.plan
         reader = Reader(plan.paths, plan.sizes, self.storage, plan.types, self.filters)
         own = plan.part(position)
-        found = pa.concat_tables(reader.tables(own, (*plan.features, self.label)))
+        label = () if self.label is None else (self.label,)
+        found = pa.concat_tables(reader.tables(own, (*plan.features, *label)))
         if len(found) != plan.rows[position]:
             raise InputError(
                 f"data.path: {plan.ids[position]} of {self.path} has {len(found):,} rows and had {plan.rows[position]:,} when it was cut; "
                 "make the job again"
             )
-        return Table(features_frame(found, plan.features), plan.meaning.read(found[self.label], plan.ids[position]))
+        y = None if plan.meaning is None else plan.meaning.read(found[self.label], plan.ids[position])
+        return Table(features_frame(found, plan.features), y)
 
     def alone(self, position: int) -> Parts:
         """One part as a source of its own, small enough to send."""

@@ -20,7 +20,7 @@ class Options(Protocol):
     """The options that say what a label means."""
 
     @property
-    def label(self) -> str: ...
+    def label(self) -> str | None: ...
     @property
     def positive(self) -> str | int | float | bool | None: ...
     @property
@@ -72,6 +72,7 @@ def meaning_of(options: Options, kind: Any, columns: Iterable[Any]) -> Meaning:
     columns: of the chunks, in order; as many are read as it takes. A regression needs none, two classes as many as it takes to see
              both, more classes all.
     """
+    assert options.label is not None  # a table without labels has no meaning of them
     what, where = kind_of_type(kind), f"label column {options.label!r}"
     if what in ("time", "other"):
         raise InputError(f"{where} holds {WORDS[what]} ({kind}); labels are text, whole numbers, or targets of a regression")
@@ -102,6 +103,7 @@ def _both(meaning: Meaning, columns: Iterable[Any], option: str) -> Meaning:
 
 def _listed(options: Options, flag: bool, columns: Iterable[Any], where: str) -> Meaning:
     """The classes that occur, or a regression where whole numbers are too many to be classes."""
+    assert options.label is not None
     seen: set[Any] = set()
     for column in columns:
         values = _values(column.unique().drop_null())

@@ -36,6 +36,7 @@ class Plan:
     chunks:   int64 (chunks, 5): file, unit, start, stop, rows that pass the filters.
     ends:     where each part's chunks end, int64 (parts,).
     types:    column -> Arrow type as which it is read, of the columns that are needed.
+    meaning:  of the labels; None without labels.
     names:    of the parts, in ascending order; None where they are numbered.
     """
 
@@ -45,7 +46,7 @@ class Plan:
     ends: np.ndarray = field(repr=False)
     features: tuple[str, ...]
     types: Mapping[str, Any]
-    meaning: Meaning
+    meaning: Meaning | None
     names: tuple[str, ...] | None = None
 
     @cached_property
@@ -78,7 +79,7 @@ class Plan:
         return _unpacked, (packed, self.paths, self.sizes, self.features, dict(self.types), self.meaning, self.names)
 
 
-def _unpacked(packed: tuple[bytes, bytes], paths: Any, sizes: Any, features: Any, types: Any, meaning: Meaning, names: Any) -> Plan:
+def _unpacked(packed: tuple[bytes, bytes], paths: Any, sizes: Any, features: Any, types: Any, meaning: Any, names: Any) -> Plan:
     chunks, ends = (np.frombuffer(zlib.decompress(some), dtype=np.int64) for some in packed)
     return Plan(paths, sizes, np.ascontiguousarray(chunks.reshape(5, -1).T), ends, features, types, meaning, names)
 
@@ -109,8 +110,10 @@ def plan_of(source: Parts) -> Plan:
             raise InputError(
                 f"data.filters: no row of {source.path} passes {[list(one) for one in source.filters]}; loosen a filter"
             )
-    label = (table[source.label] for table in reader.tables(chunks, (source.label,)))
-    meaning = meaning_of(source, types[source.label], label)
+    meaning = None
+    if source.label is not None:
+        label = (table[source.label] for table in reader.tables(chunks, (source.label,)))
+        meaning = meaning_of(source, types[source.label], label)
     ends = _ends(chunks, source.rows if names is None else None)
     present = None if names is None else tuple(names[int(chunks[end - 1, 0])] for end in ends)
     return Plan(tuple(paths), sizes, chunks, ends, features, types, meaning, present)
@@ -173,7 +176,7 @@ def _columns(source: Parts, paths: Sequence[str], contents: Sequence[Content]) -
     for name in filtered:
         if name not in first:
             raise InputError(f"data.filters: {paths[0]} has no column {name!r}{did_you_mean(name, first)}")
-    needed = list(dict.fromkeys([*features, source.label, *filtered]))
+    needed = list(dict.fromkeys([*features, *([] if source.label is None else [source.label]), *filtered]))
     for path, content in zip(paths[1:], contents[1:], strict=True):
         odd = sorted(set(needed) - set(content.types) if source.features else set(first) ^ set(content.types))
         if odd:

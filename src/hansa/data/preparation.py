@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from hansa.core.blocks import LoadedBlock, Table
+from hansa.core.coded import Coded
 from hansa.core.contracts import Collective, Learner, Message, State
 from hansa.core.errors import InputError, RunFailed
 from hansa.core.params import Kinds, Params
@@ -43,12 +44,15 @@ if TYPE_CHECKING:
 
 ColumnKind = Literal["number", "category"]
 ROOT = "preparation"
+WIDE = 128
+"""Columns from which a sparse matrix stays one: below, dense rows are small and faster to multiply."""
 _rehearsed: set[str] = set()  # what has been seen to work in this process: a comparison fits the same many times
 
 
 @dataclass(frozen=True)
 class Standard:
-    """The usual preparation of a table: numbers are filled and scaled, categories are filled and one-hot encoded.
+    """The usual preparation of a table: numbers are filled and scaled, categories are filled and one-hot encoded; to sparse columns
+    where there are many.
 
     numeric:      what missing numbers are replaced by; "median" takes nine rounds, "mean" one.
     scale:        numbers to mean zero and variance one.
@@ -60,11 +64,15 @@ class Standard:
     scale: bool = True
     categorical: Literal["most_frequent", "missing"] = "most_frequent"
 
-    def build(self, kinds: Mapping[Any, ColumnKind], missing: Mapping[Any, bool]) -> Any:
+    def build(
+        self, kinds: Mapping[Any, ColumnKind], missing: Mapping[Any, bool], values: Mapping[Any, Sequence[Any]] | None = None
+    ) -> Any:
         """The unfitted scikit-learn transformer.
 
         kinds:    column name, or position in an array -> "number" or "category".
         missing:  the same columns -> whether any client has missing values there.
+        values:   column -> the values that it has, where they are known. With :data:`WIDE` categories in all, they become sparse
+                  columns.
         """
         from sklearn.compose import ColumnTransformer
         from sklearn.impute import SimpleImputer
@@ -84,9 +92,11 @@ class Standard:
         categorical: list[tuple[str, Any]] = []
         if self.categorical == "most_frequent" and any(missing.get(column, False) for column in categories):
             categorical.append(("impute", SimpleImputer(strategy="most_frequent", keep_empty_features=True)))
-        categorical.append(("encode", OneHotEncoder(handle_unknown="ignore", sparse_output=False)))
+        wide = sum(len((values or {}).get(column, ())) for column in categories) >= WIDE
+        categorical.append(("encode", OneHotEncoder(handle_unknown="ignore", sparse_output=wide)))
         parts = [("numeric", numeric_part, numbers), ("categorical", Pipeline(categorical), categories)]
-        return ColumnTransformer([part for part in parts if part[2]])
+        # A threshold of one: sparse unless there is no zero at all.
+        return ColumnTransformer([part for part in parts if part[2]], sparse_threshold=1.0 if wide else 0.3)
 
 
 def supported(transformer: Any) -> None:
@@ -207,7 +217,8 @@ class Preparer:
     """Applies a fitted preparation at a client; what it knows is all in ``fitted``."""
 
     def prepare(self, table: Table, fitted: Any) -> Table:
-        """``x`` as a dense, contiguous array (rows, features), float32 where the transformer gives that, else float64.
+        """``x`` as a dense, contiguous array (rows, features), float32 where the transformer gives that, else float64; as
+        :class:`~hansa.core.coded.Coded` where the transformer gives a sparse matrix of at least :data:`WIDE` columns.
 
         Raises InputError for a table whose columns are not those of the layout, and for values that the transformer refuses.
         """
@@ -217,7 +228,7 @@ class Preparer:
         x = Layout.from_plain(fitted["layout"]).cast(table.x)
         if not isinstance(transformer, str):
             x = applied(transformer.transform, x) if len(x) else _assembled(fitted).sample.x[:0]
-        return Table(_as_floats(x), table.y)
+        return Table(Coded.of(x) if is_wide(x) else _as_floats(x), table.y)
 
 
 def fitted_transformer(transformer: Any, fitted: Mapping[str, Any]) -> Any:
@@ -247,6 +258,13 @@ def prepared_dtype(fitted: Mapping[str, Any]) -> Literal["float32", "float64"]:
     """The dtype of a prepared example."""
     _complete(fitted)
     return "float32" if _as_floats(_assembled(fitted).sample.x).dtype == np.float32 else "float64"
+
+
+def is_wide(x: Any) -> bool:
+    """Whether prepared rows are kept as codes."""
+    from scipy import sparse
+
+    return bool(sparse.issparse(x)) and x.shape[1] >= WIDE
 
 
 def _complete(fitted: Mapping[str, Any]) -> Any:
@@ -281,7 +299,7 @@ def _assembled(fitted: Mapping[str, Any]) -> Assembled:
     return _assembled_from(json.dumps({name: value for name, value in fitted.items() if name != "asked"}, allow_nan=False))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _assembled_from(text: str) -> Assembled:
     from hansa.data.preparing.assembly import assemble
     from hansa.data.preparing.recipe import from_recipe

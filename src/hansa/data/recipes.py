@@ -16,6 +16,8 @@ import numpy as np
 from hansa.core.blocks import Client, Splits, Table
 from hansa.core.errors import InputError
 from hansa.data.describe import Everyone
+from hansa.data.elsewhere import Elsewhere
+from hansa.data.features import Columns, Features
 from hansa.data.memory import Memory
 from hansa.data.partition import Assignment, Column, Partition
 from hansa.data.sources import Holders, Ids, Source, Task
@@ -138,7 +140,7 @@ class Population(Sequence[Client]):
     another process it takes along the options alone, and for data in memory the data, and cuts again there.
     """
 
-    holders: Cut | Held
+    holders: Cut | Held | Columns
     split: Split
 
     def __len__(self) -> int:
@@ -157,7 +159,8 @@ class Population(Sequence[Client]):
     def rows(self) -> int:
         """Training rows of all clients together. Where more than half of the rows are held out and classes are kept in every part,
         a client may have a few more."""
-        return int(self.split.training_rows(self.holders.sizes()).sum())
+        rows = self.split.training_rows(self.holders.sizes())
+        return int(rows[0] if isinstance(self.holders, Columns) else rows.sum())
 
     @property
     def classes(self) -> tuple[Any, ...] | None:
@@ -165,14 +168,21 @@ class Population(Sequence[Client]):
         return self.holders.classes
 
 
-def clients(source: Source | Holders, partition: Partition, split: Split, seed: int) -> Population:
+def clients(source: Source | Holders, partition: Partition | Features, split: Split, seed: int) -> Population:
     """All clients of a job, sorted by id. Raises InputError when the source, the partition or the split cannot work."""
+    if isinstance(source, Elsewhere):
+        raise InputError(
+            "data.name = 'elsewhere': the rows are at the clients of a federation; write `hansa server JOB.toml --home DIR` to play "
+            "the job with them, or give data that is here"
+        )
     if isinstance(source, Holders):
         if not isinstance(partition, Column):
             raise InputError(
                 f"partition: the data has {len(source.ids):,} clients of its own and no rows to deal to others; leave [partition] out"
             )
-        holders: Cut | Held = Held(source, seed)
+        holders: Cut | Held | Columns = Held(source, seed)
+    elif isinstance(partition, Features):
+        holders = Columns(source, partition, seed, len(source.read()))
     else:
         holders = Cut(source, partition, seed, len(source.read()))
     split.refuse_empty(holders.sizes(), holders.ids)

@@ -12,7 +12,8 @@ import numpy as np
 
 from hansa.core.blocks import Table
 
-Task: TypeAlias = Literal["classification", "regression"]
+Task: TypeAlias = Literal["classification", "regression", "unlabelled"]
+"""What the labels are for; "unlabelled" where there are none, for learners that find structure in the features alone."""
 
 
 @dataclass(frozen=True, eq=False)

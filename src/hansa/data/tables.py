@@ -76,20 +76,22 @@ def plain_frame(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def choose_features(
-    names: Sequence[str], label: str, client: str | None, features: Iterable[str], drop: Iterable[str], where: str
+    names: Sequence[str], label: str | None, client: str | None, features: Iterable[str], drop: Iterable[str], where: str
 ) -> list[str]:
     """The feature columns: ``features`` as listed, else every column but the label, the client's and those in ``drop``.
 
     Raises InputError for a name that is not in the table, and when nothing is left.
     """
     features, drop = list(features), list(drop)
-    wanted = [("label", label), *(("features", name) for name in features), *(("drop", name) for name in drop)]
+    wanted = [*(("features", name) for name in features), *(("drop", name) for name in drop)]
+    if label is not None:
+        wanted.insert(0, ("label", label))
     if client is not None:
         wanted.append(("client", client))
     for option, name in wanted:
         if name not in names:
             raise InputError(f"data.{option}: {where} has no column {name!r}{did_you_mean(name, names)}")
-    both = [name for name in [*features, label] if name in drop]
+    both = [name for name in [*features, *([] if label is None else [label])] if name in drop]
     if both:
         raise InputError(f"data.drop: column {both[0]!r} is also asked for; take it out of data.drop")
     if label in features:

@@ -153,11 +153,19 @@ def _columns(composite: ColumnTransformer, known: Mapping[str, Known], sample: S
             pending.extend(done.pending)
     if pending:
         return Assembled(None, sample, tuple(pending))
-    density = known.get(path, {})
+    density = {"stored": 0, "cells": 1} if _surely_sparse(composite, branches) else known.get(path, {})
     if composite.sparse_threshold and any(sparse.issparse(done.sample.x) for _, done in branches.values()) and not density:
         question = Stored(tuple((chosen, done.fitted) for chosen, done in branches.values()))
         return Assembled(None, sample, (Pending(path, lambda known: None if known else question, route, sample.x),))
     return _joined(composite, branches, sample, density)
+
+
+def _surely_sparse(composite: ColumnTransformer, branches: Mapping[str, tuple[Take, Assembled]]) -> bool:
+    """Whether the output is sparse whatever the rows are: one zero is enough, and a one-hot branch that is wider than its input, in
+    which a row has at most one entry for each input column, has one in every row."""
+    return composite.sparse_threshold >= 1 and any(
+        sparse.issparse(done.sample.x) and done.sample.x.shape[1] > len(chosen.positions) for chosen, done in branches.values()
+    )
 
 
 def _branch_positions(composite: ColumnTransformer, sample: Sample) -> dict[str, np.ndarray]:

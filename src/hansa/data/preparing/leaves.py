@@ -276,8 +276,9 @@ def settled(leaf: Any, sample: Sample) -> Sample:
     columns = []
     for column, categories in zip(columns_of(sample.x), leaf.categories_, strict=True):
         column = column.copy()
-        gap = any(value != value for value in categories.tolist())
-        known = [value in categories.tolist() or (gap and value != value) for value in column.tolist()]
+        fitted = set(categories.tolist())
+        gap = any(value != value for value in fitted)
+        known = [value in fitted or (gap and value != value) for value in column.tolist()]
         column[~np.array(known)] = categories[0]
         columns.append(column)
     return Sample(like(sample.x, columns), sample.complete)
