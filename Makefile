@@ -1,16 +1,20 @@
-# make demo | test | check | bench: each creates what it needs in .venv first.
+# make demo | federation-demo | test | check | bench | bench-engines: each creates what it needs in .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check bench clean
+.PHONY: demo federation-demo test check bench bench-engines clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/hansa demo
 
+# Four hospitals as processes of their own, with certificates and sockets; then the same job in one process, bit by bit.
+federation-demo: $(VENV)/.federation
+	@$(BIN)/hansa simulate-federation src/hansa/starter.toml --compare
+
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(INSTALLED)
 	@$(BIN)/ruff check src tests examples benchmarks
@@ -21,15 +25,23 @@ check: $(INSTALLED)
 bench: $(INSTALLED)
 	@$(BIN)/python -m benchmarks
 
+bench-engines: $(INSTALLED)
+	@$(BIN)/python -m benchmarks.engines
+
 # The demo needs no PyTorch and no tools: it installs in a minute.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing Hansa into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
+$(VENV)/.federation: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing Hansa with its federation into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[federation]'
+	@touch $@ $(VENV)/.demo
+
 $(INSTALLED): pyproject.toml constraints.txt dev-requirements.txt | $(VENV)/bin/python
 	@echo "installing Hansa and its tools into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,jax,dask,ray,spark]' -r dev-requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,jax,dask,ray,spark,federation,otel]' -r dev-requirements.txt
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/bin/python:

@@ -17,6 +17,7 @@ from hansa.core.clock import Devices, Trace
 from hansa.core.local import Local
 from hansa.data.split import Split
 from hansa.job import Evaluation, Job, Rounds
+from hansa.learners.forest import FORESTS, Forests
 from hansa.learners.sklearn import ESTIMATORS
 from hansa.options import choices, name_of, option_fields, registry
 
@@ -192,7 +193,8 @@ def described(cls: type) -> dict[str, str]:
         if is_dataclass(base):
             for text in paragraphs(base):
                 found |= {name: marked(meaning).replace("|", "\\|").rstrip(".") for name, meaning in options_of(text).items()}
-    return found | {name: SHORT[name] for name in ("estimator", "watch")}
+    estimators = f"one of {', '.join(f'`{name}`' for name in FORESTS)}; in Python also a forest object"
+    return found | {name: SHORT[name] for name in ("estimator", "watch")} | ({"estimator": estimators} if cls is Forests else {})
 
 
 def marked(text: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 import hansa
+from hansa.core import accounting
 from hansa.core.clock import Constant, Devices, Trace
 from hansa.job import from_text, is_plain, load, to_table
 from hansa.tracking.folder import RunFolder

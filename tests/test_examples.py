@@ -25,6 +25,7 @@ ENDS = {
     "iid_digits": ("played all 20 rounds", {"test/accuracy": (0.93, 1.0)}),
     "dirichlet_breast_cancer": ("rounds", {"test/accuracy": (0.93, 1.0), "validation/accuracy": (0.93, 1.0)}),
     "phones": ("played all 40 rounds and 8 min 26 s of virtual time", {"test/accuracy": (0.9, 1.0)}),
+    "split_features": ("converged after", {"test/mse": (2000.0, 3500.0)}),
     "regression": ("converged after 2 rounds", {"test/mse": (2000.0, 3500.0)}),
 }
 """Example -> how it ends, and the range of its metrics."""
@@ -43,7 +44,7 @@ def module(name: str) -> ModuleType:
 
 def test_every_example_is_tested() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.toml")} == {*ENDS, *ELSEWHERE}
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"own_files", "sklearn_pipeline", "torch_module"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"gang", "own_files", "sklearn_pipeline", "torch_module"}
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
@@ -90,3 +91,10 @@ def test_a_module_comes_back_trained(tmp_path: Path) -> None:
     run = module("torch_module").main(str(tmp_path))
     assert isinstance(run.model, torch.nn.Sequential)
     assert run.metrics["test/accuracy"] >= 0.8
+
+
+def test_a_gang_trains_a_module(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="the example needs hansa[torch]")
+    run = module("gang").main(str(tmp_path))
+    assert isinstance(run.model, torch.nn.Sequential)
+    assert run.metrics["test/accuracy"] >= 0.9

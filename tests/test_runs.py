@@ -14,6 +14,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 import hansa
+from hansa.core import accounting
 from hansa.job import from_text
 from hansa.tracking.folder import RunFolder
 from tests.conformance.problem import same_bits

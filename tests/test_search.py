@@ -29,8 +29,9 @@ from hansa.core import metrics as metric
 from hansa.core.updates import Failure
 from hansa.data.folds import Fold, Interleaved
 from hansa.fits import Failed, Fit, Fitted, fit_many
-from hansa.searches import with_settings
+from hansa.settings import with_settings
 from hansa.tracking.folder import RunFolder
+from hansa.tracking.report import write_report
 from tests.conformance.problem import same_bits
 
 RATE, COUNT = "algorithm.local.learning_rate", "rounds.count"
@@ -323,6 +324,13 @@ def test_the_folder_holds_the_table(tmp_path: Path) -> None:
     assert float(first["mean"]) == done.table[0].mean and float(first["fold 1"]) == done.table[0].scores[1]
     assert first[RATE] == "0.01" and second["mean"] == "" and second["status"] == "failed"
     assert all(path.stat().st_mode & 0o077 == 0 for path in done.directory.iterdir())
+
+
+def test_the_report_of_a_search_shows_its_table(tmp_path: Path) -> None:
+    done = hansa.search(job(), {RATE: [1e300, 0.01]}, folds=2, directory=tmp_path, quiet=True)
+    text = write_report(RunFolder.open(done.directory)).read_text()
+    assert "2 settings, judged on 2 folds" in text and "Diverged: round 1" in text and RATE in text
+    assert text.index('<th scope="row">0.01</th>') < text.index('<th scope="row">1e+300</th>')
 
 
 def test_resume_refuses_other_data_other_jobs_and_other_folders(tmp_path: Path) -> None:

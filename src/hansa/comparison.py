@@ -17,7 +17,7 @@ from hansa.algorithms.newton import LARGEST, Newton
 from hansa.core import metrics as metric
 from hansa.core.blocks import Client
 from hansa.core.contracts import Schema, State
-from hansa.core.errors import RunFailed
+from hansa.core.errors import InputError, RunFailed
 from hansa.core.metrics import Metrics
 from hansa.core.params import Params
 from hansa.core.store import MemoryStore
@@ -73,6 +73,11 @@ def compare(
     Alone and pooled are trained to the optimum by Newton's method where the learner offers a Hessian, else by the job's own algorithm
     with one client. ``algorithms`` are further ones to compare; without any, Newton's method is added where it can be used.
     """
+    if getattr(job.partition, "name", "") == "features":
+        raise InputError(
+            "compare: only one of the clients has labels, so that the others cannot learn alone (compare runs of jobs instead, one of "
+            "them with the columns of that client)"
+        )
     training.launch(job)
     extra = tuple(algorithms) or ((Newton(),) if "hessian" in job.learner.can and job.algorithm.name != "newton" else ())
     names = ["each client alone", "all rows pooled", *(_title(algorithm) for algorithm in (job.algorithm, *extra))]
@@ -161,8 +166,8 @@ def _enough(job: Job) -> Rounds:
 
 def _by_client(setting: training.Setting, schema: Any, params: Params) -> Scores:
     each, _ = training.per_client(setting, schema, params, "test")
-    own = [{name: (total[k], count[k]) for name, (total, count) in each.items()} for k in range(len(setting.judges))]
-    return _scores([setting.clients[position].id for position in setting.judges], own)
+    own = [{name: (total[k], count[k]) for name, (total, count) in each.metrics.items()} for k in range(len(each.clients))]
+    return _scores(each.clients, own)
 
 
 def _scores(ids: Sequence[str], own: Sequence[Metrics]) -> Scores:

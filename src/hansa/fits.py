@@ -16,7 +16,7 @@ from hansa.core import metrics as metric
 from hansa.core.blocks import Client
 from hansa.core.contracts import ClientStore, Engine
 from hansa.core.errors import HansaError
-from hansa.core.loop import Steps
+from hansa.core.loop import Steps, play
 from hansa.core.many import AT_ONCE, Task, together
 from hansa.core.metrics import Metrics
 from hansa.core.params import Params
@@ -73,7 +73,8 @@ class Fitted:
     metrics: of the split on which the fit is judged, (sum, count) over all its clients.
     rounds:  that were played.
     ended:   one sentence on why no further one was.
-    data:    digest of what the clients told of their data.
+    facts:   what the clients told of their data.
+    preparation: the fitted one, None for none.
     """
 
     params: Params = field(repr=False)
@@ -81,7 +82,13 @@ class Fitted:
     metrics: Metrics
     rounds: int
     ended: str
-    data: str = field(repr=False)
+    facts: Facts = field(repr=False)
+    preparation: Any = field(repr=False)
+
+    @property
+    def data(self) -> str:
+        """Digest of what the clients told of their data."""
+        return hashlib.sha256(json.dumps(self.facts, sort_keys=True, default=str).encode()).hexdigest()
 
     @property
     def scores(self) -> dict[str, float]:
@@ -177,10 +184,17 @@ def _steps(fit: Fit, engine: Engine, basis: _Basis | None, tell: Told) -> Steps[
     if fit.judged:
         schema, _ = setting.bound(state["preparation"])
         _, metrics = yield from training.per_client_steps(setting, schema, params, fit.judged, state["round"])
-    data = hashlib.sha256(json.dumps(setting.description.facts, sort_keys=True, default=str).encode()).hexdigest()
     ended = training.why_stopped(setting.job, state)
     model = training.exported(setting, state) if fit.export else None
-    return Fitted(params, model, metrics, state["round"], ended, data)
+    return Fitted(params, model, metrics, state["round"], ended, setting.description.facts, state["preparation"])
+
+
+def restored(fit: Fit, facts: Facts, preparation: Any, params: Params) -> Any:
+    """The model of a fit that has ended, from what is kept of it; no client is asked."""
+    engine = fit.job.engine.build()  # it is not started
+    setting = play(engine, training.setting_steps(fit.job, fit.clients, engine, lenient=fit.alone, facts=facts))
+    state = training.begin(setting, preparation)
+    return training.exported(setting, {**state, "algorithm": {**state["algorithm"], "params": params}})
 
 
 def quietly_evaluated(job: Job) -> Job:

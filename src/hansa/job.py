@@ -113,11 +113,11 @@ def adapt(given: Any) -> tuple[UnboundLearner, Any]:
     if hasattr(given, "get_params"):
         from sklearn.pipeline import Pipeline
 
-        from hansa.learners.sklearn import Sklearn
+        from hansa.learners.estimators import learner_of
 
         if isinstance(given, Pipeline) and len(given.steps) > 1:
-            return Sklearn(estimator=given.steps[-1][1]), given[:-1]
-        return Sklearn(estimator=given.steps[-1][1] if isinstance(given, Pipeline) else given), None
+            return learner_of(given.steps[-1][1]), given[:-1]
+        return learner_of(given.steps[-1][1] if isinstance(given, Pipeline) else given), None
     raise InputError(
         f"job.learner: {kind.__name__} is not something that Hansa trains "
         "(give a scikit-learn linear model or pipeline, a torch.nn.Module, or a learner of hansa.learners)"
@@ -127,19 +127,63 @@ def adapt(given: Any) -> tuple[UnboundLearner, Any]:
 def _check(job: Job) -> None:
     """Refuse combinations that cannot work, before any data is read."""
     lacking = job.algorithm.needs - job.learner.can
+    if lacking and job.learner.can == {"parts"}:
+        raise InputError(
+            f"algorithm {job.algorithm.name!r} follows gradients, and the L1 penalty of {_named(job.learner)} is not smooth (split the "
+            "columns: partition.name = 'features' and algorithm.name = 'coordinate_descent'; or choose a penalty without L1)"
+        )
     if lacking:
         raise InputError(
             f"algorithm {job.algorithm.name!r} needs a learner that offers {' and '.join(sorted(lacking))}; "
             f"{_named(job.learner)} offers {', '.join(sorted(job.learner.can))} (choose another algorithm or learner)"
         )
+    if job.algorithm.collective == "gang":
+        _check_gang(job)
+    _check_columns(job)
     e = job.evaluation
     if (e.best or e.patience) and not job.split.validation:
         which = "best = true" if e.best else f"patience = {e.patience}"
         raise InputError(f"evaluation.{which}: needs validation rows to judge by (set split.validation, for example to 0.1)")
 
 
+def _check_gang(job: Job) -> None:
+    """Refuse what a gang, which trains on all rows as one owner's, has no place for, and a layout that the engine has none for."""
+    job.algorithm.parallel.filled(job.engine.name, getattr(job.engine, "slots", None))
+    r = job.rounds
+    given = {"transforms": job.transforms, "clock": job.clock, "rounds.clients": r.clients != 1.0, "rounds.quorum": r.quorum != 1.0}
+    for option in (name for name, value in given.items() if value):
+        raise InputError(
+            f"{option}: algorithm {job.algorithm.name!r} trains in a gang, on the rows of all clients as one owner's, where there are no "
+            f"single updates (leave {option} out, or write algorithm.name = 'fedavg')"
+        )
+
+
+def _check_columns(job: Job) -> None:
+    """Refuse what does not go with columns that are split, or with rows."""
+    split = getattr(job.partition, "name", "") == "features"
+    if split != ("parts" in job.algorithm.needs):
+        raise InputError(
+            f"partition 'features' gives every client other columns, and algorithm {job.algorithm.name!r} wants the same ones everywhere "
+            "(write algorithm.name = 'coordinate_descent' or 'sharing_admm', or split the rows: partition.name = 'iid')"
+            if split
+            else f"algorithm {job.algorithm.name!r} is for columns that are split over the clients (write partition.name = 'features' with "
+            "partition.parts or partition.groups, or choose another algorithm)"
+        )
+    if not split:
+        return
+    if job.transforms:
+        raise InputError(
+            f"transforms: {job.transforms[0].name!r} changes updates, and sums of partial predictions must be exact (leave transforms out)"
+        )
+    if job.evaluation.clients != 1.0:
+        raise InputError(
+            f"evaluation.clients = {job.evaluation.clients:g}: every client holds a part of each prediction (write evaluation.clients = 1)"
+        )
+
+
 def _named(learner: Any) -> str:
-    return str(getattr(learner, "estimator", None) or getattr(learner, "name", type(learner).__name__))
+    estimator = getattr(learner, "estimator", None)
+    return str(getattr(learner, "name", type(learner).__name__) if estimator is None else estimator)
 
 
 def load(source: str | Path, overrides: tuple[str, ...] = ()) -> Job:

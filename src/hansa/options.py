@@ -14,9 +14,13 @@ from importlib.metadata import EntryPoint, entry_points
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from hansa.core.contracts import UnboundLearner
 from hansa.core.errors import InputError, did_you_mean
 
 GROUPS = ("data", "learner", "algorithm", "partition", "preparation", "transform", "engine")
+
+CONTRACTS: Mapping[Any, str] = {UnboundLearner: "learner"}
+"""Contracts that a field may name as its type: it then takes whatever is installed in that group."""
 
 
 @cache
@@ -77,6 +81,8 @@ def choices(hint: Any) -> list[type]:
 
 def _nested(hint: Any, value: Any, option: Field[Any], path: str) -> Any:
     """A table given for a field that holds another options object becomes that object."""
+    if hint in CONTRACTS:
+        return value if is_dataclass(value) else build(CONTRACTS[hint], value, path)
     allowed = choices(hint)
     if not allowed or is_dataclass(value):
         return value
@@ -108,7 +114,7 @@ def _adapter(hint: Any) -> Any:
 
 def validated(hint: Any, value: Any, path: str) -> Any:
     """The value as the type hint wants it; InputError in one sentence where it does not fit."""
-    if hint is Any or choices(hint):
+    if hint is Any or hint in CONTRACTS or choices(hint):
         return value
     from pydantic import ValidationError
 
@@ -176,7 +182,7 @@ def _object_schema(cls: type, definitions: dict[str, Any]) -> dict[str, Any]:
                 else _object_schema(allowed[0], definitions)
             )
             continue
-        schema = {} if hints[name] is Any else _adapter(hints[name]).json_schema(mode="validation")
+        schema = {} if hints[name] is Any or hints[name] in CONTRACTS else _adapter(hints[name]).json_schema(mode="validation")
         definitions.update(schema.pop("$defs", {}))
         if option.default is not MISSING and isinstance(option.default, (bool, int, float, str)):
             schema["default"] = option.default

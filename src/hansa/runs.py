@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,9 @@ from hansa.core.errors import HansaError, InputError
 from hansa.core.loop import Observer, unobserved
 from hansa.core.params import Params
 from hansa.core.store import DiskStore
+from hansa.core.synchrony import WHERE
 from hansa.job import Job
+from hansa.tracking.advice import LEAST, advice
 from hansa.tracking.folder import RunFolder
 from hansa.tracking.progress import Progress
 from hansa.tracking.report import write_report
@@ -30,6 +33,9 @@ from hansa.training import Setting
 
 LAUNCH = "launch"
 """The file in a run folder that names the launch that began the run, where there is one."""
+
+RECENT = 20
+"""Rounds by whose times a run is told what would serve it better."""
 
 
 @dataclass(frozen=True)
@@ -77,17 +83,20 @@ def run(job: Job | str | Path, *, directory: str | Path = "runs", quiet: bool = 
     folder = RunFolder.create(Path(directory), name, text_of(job))
     if launch:
         folder.write_text(LAUNCH, launch)
-    return _play(job, folder, clients, began, quiet, observe)
+    return play(job, folder, clients, began, quiet, observe)
 
 
 def resume(directory: str | Path, job: Job | None = None, *, quiet: bool = False, observe: Observer = unobserved) -> Run:
     """Go on with a run that was interrupted, failed or killed, from its last saved round; the end is the same to the last bit.
 
-    ``job`` is needed only where the run was started from objects that its ``job.toml`` cannot hold (data in memory, a module).
+    ``job`` is needed only where the run was started from objects that its ``job.toml`` cannot hold (data in memory, a module), and
+    where it shall go on elsewhere: on another engine, or with another layout of a gang (then the same up to rounding).
     """
     folder = RunFolder.open(Path(directory))
     if folder.has("search.toml"):
         raise InputError(f"{directory}: it is a search, not a run; write hansa.resume_search({str(directory)!r})")
+    if folder.has("each.toml"):
+        raise InputError(f"{directory}: it holds models per client, and is no run; write hansa.resume_each({str(directory)!r})")
     text = folder.job_text()
     if job is None:
         try:
@@ -97,12 +106,22 @@ def resume(directory: str | Path, job: Job | None = None, *, quiet: bool = False
                 f"run {directory}: its job.toml cannot be read back ({error}); if the run was started from Python objects, "
                 f"write hansa.resume({str(directory)!r}, job) with the same job"
             ) from None
-    elif text_of(job) != text:
+    elif text_of(job) != text and not _same_but_where(job, text):
         raise InputError(f"run {directory}: the job given is not the one of the run (compare it with {directory}/job.toml)")
     training.launch(job)
     clients = training.clients_of(job)
     folder.lock()
-    return _play(job, folder, clients, time.perf_counter(), quiet, observe)
+    return play(job, folder, clients, time.perf_counter(), quiet, observe)
+
+
+def _same_but_where(job: Job, text: str) -> bool:
+    """Whether the job differs from that of the text in nothing but where its work is done."""
+    tables = [tomllib.loads(text), tomllib.loads(text_of(job))]
+    for table in tables:
+        table.pop("engine", None)
+        for option in WHERE:
+            table["algorithm"].pop(option, None)
+    return tables[0] == tables[1]
 
 
 def _begun_by(launch: str, directory: Path, text: str) -> Path | None:
@@ -121,17 +140,21 @@ def text_of(job: Job) -> str:
     return tomli_w.dumps(jobs.to_table(job))
 
 
-def _play(job: Job, folder: RunFolder, clients: Sequence[Client], began: float, quiet: bool, observe: Observer) -> Run:
+def play(job: Job, folder: RunFolder, clients: Sequence[Client], began: float, quiet: bool, observe: Observer) -> Run:
+    """Play a job in a folder whose lock is held, from its saved state where it has one."""
     with _recorded(folder, began), threadpool_limits(1):
         # A run that is new, or was killed before its first round was saved, has no state yet.
         state = folder.load_state() if folder.has("state.safetensors") else None
-        setting = training.open_setting(job, clients, DiskStore(folder.path / "clients.sqlite"), observe)
+        setting = training.open_setting(
+            job, clients, DiskStore(folder.path / "clients.sqlite"), observe, home=str((folder.path / "checkpoints").resolve())
+        )
         progress = Progress(_headline(setting), quiet)
         try:
             _check_same_data(folder, setting, state)
             state = training.prepare(setting, state, folder.save_state)
             folder.rewind(state["round"])
             progress.start(job.rounds.count, state["round"])
+            tell = _advised_once(folder, job, progress)
             for new, record in training.train(setting, state):
                 observe("save")
                 folder.append_metrics(record)
@@ -139,6 +162,7 @@ def _play(job: Job, folder: RunFolder, clients: Sequence[Client], began: float, 
                 observe("saved")
                 state = new
                 progress.update(record)
+                tell(record)
             done = _conclude(folder, setting, state, began)
         finally:
             progress.stop()
@@ -148,8 +172,31 @@ def _play(job: Job, folder: RunFolder, clients: Sequence[Client], began: float, 
         return done
 
 
-def _headline(setting: Setting) -> str:
-    """The metric that a progress line shows."""
+def _advised_once(folder: RunFolder, job: Job, progress: Progress) -> Callable[[Mapping[str, Any]], None]:
+    """Told the records of the rounds; says above the progress, once a run, what would serve it better."""
+    if job.engine.name == "inline":
+        return lambda record: None
+    table, cores = jobs.to_table(job), folder.read_json("environment.json").get("usable_cores") or 1
+    records = folder.metrics()
+    over = bool(advice(records, table, cores))
+
+    def tell(record: Mapping[str, Any]) -> None:
+        nonlocal over
+        records.append(dict(record))
+        del records[:-RECENT]
+        if not over and record["round"] % LEAST == 1:
+            said = advice(records, table, cores)
+            over = bool(said)
+            if said:
+                progress.note(said)
+
+    return tell
+
+
+def _headline(setting: Setting) -> str | None:
+    """The metric that a progress line shows; None, for what there is, with a learner that looks at no labels."""
+    if not setting.job.learner.needs:
+        return None
     split = (
         "central"
         if setting.central is not None
@@ -165,7 +212,8 @@ def _headline(setting: Setting) -> str:
 def _check_same_data(folder: RunFolder, setting: Setting, state: State | None) -> None:
     plain = setting.description.plain()
     digest = hashlib.sha256(json.dumps([plain, setting.description.facts], sort_keys=True, default=str).encode()).hexdigest()
-    if state is not None and folder.read_json("description.json").get("digest") != digest:
+    known = folder.has("description.json")  # not where another machine goes on with the run
+    if state is not None and known and folder.read_json("description.json").get("digest") != digest:
         raise InputError(f"run {folder.path}: the data has changed since the run began (restore it, or start a new run)")
     folder.write_json("description.json", {**plain, "digest": digest})
 
@@ -205,10 +253,8 @@ def _conclude(folder: RunFolder, setting: Setting, state: State, began: float) -
     if job.split.test:
         each, total_of_all = training.per_client(setting, schema, params, "test", state["round"])
         overall = metric.values(total_of_all)
-        for place, position in enumerate(setting.judges):
-            by_client[setting.clients[position].id] = metric.values(
-                {name: (total[place], count[place]) for name, (total, count) in each.items()}
-            )
+        for place, client in enumerate(each.clients):
+            by_client[client] = metric.values({name: (total[place], count[place]) for name, (total, count) in each.metrics.items()})
     ended = training.why_stopped(job, state)
     folder.write_json("clients.json", {"split": "test", "metrics": by_client, "overall": overall, "ended": ended})
     folder.write_json("sharing.json", _sharing(setting))
@@ -234,13 +280,13 @@ def _sharing(setting: Setting) -> dict[str, Any]:
     ]
     if setting.fit is not None:
         left.append("to fit the preparation: per column sums, counts and category counts")
-    left.append(
-        f"every round: {'the sum over a block of clients' if job.algorithm.collective == 'sum' else 'each single client'}"
-        f" of what {job.algorithm.name} needs, and the training loss"
-    )
-    left.append("at every evaluation: per metric a sum and a count")
+    trained, stayed = setting.arrangement.sharing(job.algorithm, job.algorithm.name)
+    shown = getattr(job.algorithm, "shows", "")  # single rows that the server sees
+    if shown:
+        trained, stayed = [shown, *trained], [line.replace("every row", "every other row") for line in stayed]
+    left += trained
     return {
         "left_the_clients": left,
-        "stayed": ["every row: no patient, picture or record was sent", "every client's validation and test rows"],
+        "stayed": stayed,
         "guarantees": [{"transform": transform.name, "guarantee": transform.guarantee} for transform in job.transforms],
     }

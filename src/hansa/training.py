@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -28,17 +28,20 @@ from hansa.core import metrics as metric
 from hansa.core.accounting import timed
 from hansa.core.blocks import Block, Client, LoadedBlock, Table, blocks_of
 from hansa.core.clock import Fleet, Known, Load, Turnout, turnout
-from hansa.core.contracts import Engine, Learner, Schema, State
+from hansa.core.contracts import Algorithm, Engine, Learner, Schema, State
 from hansa.core.errors import InputError, did_you_mean
-from hansa.core.loop import Observer, Outcome, Steps, Terms, evaluate_steps, play, round_steps, unobserved
+from hansa.core.gang_round import gang_steps
+from hansa.core.loop import Observer, Outcome, Steps, Terms, play, round_steps, unobserved
 from hansa.core.metrics import Metrics
 from hansa.core.params import Params, size_in_bytes
 from hansa.core.sampling import cohort, cohort_size, sample
 from hansa.core.store import MemoryStore
-from hansa.core.worker import EvaluateCall
-from hansa.data import columns, recipes
-from hansa.data.describe import Describe, Description, asked, check
-from hansa.data.preparation import FitPreparation, Preparer, feature_names, fitted_transformer, prepared_dtype
+from hansa.core.synchrony import Basis
+from hansa.core.updates import Gathered
+from hansa.data import recipes
+from hansa.data.arrangement import Arrangement, ByRows, arrangement_of
+from hansa.data.describe import Describe, Description
+from hansa.data.elsewhere import Elsewhere
 from hansa.data.rules import Facts
 from hansa.data.sources import Holders
 from hansa.job import Job
@@ -47,7 +50,10 @@ from hansa.tracking.labels import duration
 
 @dataclass(frozen=True)
 class Setting:
-    """A job whose engine runs and whose clients have described their data."""
+    """A job whose engine runs and whose clients have described their data.
+
+    home: folder in which a gang keeps its checkpoints; empty where there is no run folder.
+    """
 
     job: Job
     engine: Engine
@@ -55,11 +61,13 @@ class Setting:
     description: Description
     schema: Schema
     transformer: Any
-    fit: FitPreparation | None
+    fit: Algorithm | None
     central: Table | None
     terms: Terms
+    arrangement: Arrangement = field(default_factory=ByRows)
     observe: Observer = unobserved
     fleet: Fleet | None = None
+    home: str = ""
 
     @property
     def all_blocks(self) -> list[Block]:
@@ -73,17 +81,7 @@ class Setting:
 
     def bound(self, preparation: Any = None) -> tuple[Schema, Learner]:
         """The schema with the fitted preparation, and the learner that knows it."""
-        schema = self.schema
-        if self.fit is not None:
-            names = feature_names(preparation)
-            schema = replace(
-                schema,
-                features=names,
-                shape=(len(names),),
-                dtype=prepared_dtype(preparation),
-                preparation=preparation,
-                preparer=Preparer(),
-            )
+        schema = self.schema if self.fit is None else self.arrangement.prepared(self.schema, preparation)
         return schema, self.job.learner.bind(schema)
 
 
@@ -102,19 +100,19 @@ def clients_of(job: Job) -> Sequence[Client]:
 
 
 def open_setting(
-    job: Job, clients: Sequence[Client], store: Any = None, observe: Observer = unobserved, lenient: bool = False
+    job: Job, clients: Sequence[Client], store: Any = None, observe: Observer = unobserved, lenient: bool = False, home: str = ""
 ) -> Setting:
     """Start the engine and let the clients describe their data. InputError for data that cannot work.
 
     Of many clients a sample describes them, unless a preparation has to visit all of them anyway.
 
     ``lenient`` accepts what one client alone may have, but all together may not: constant columns, a single class. It leaves the
-    clock out: nobody waits for a client that is alone.
+    clock out: nobody waits for a client that is alone. ``home`` is as in :class:`Setting`.
     """
     engine = job.engine.build()
     engine.start(job.learner, clients, MemoryStore() if store is None else store)
     try:
-        return play(engine, setting_steps(job, clients, engine, observe, lenient))
+        return replace(play(engine, setting_steps(job, clients, engine, observe, lenient)), home=home)
     except BaseException:
         engine.stop()  # whoever asked for the setting will never get hold of it
         raise
@@ -128,7 +126,9 @@ def setting_steps(
     job = replace(job, clock=None) if lenient else job
     fleet = None if job.clock is None else job.clock.open(client.id for client in clients)
     terms = Terms(job.seed, len(clients), job.rounds.weighting, job.rounds.quorum, job.transforms)
-    some = range(len(clients)) if job.preparation is not None else asked(len(clients), job.seed).tolist()
+    arrangement = arrangement_of(job.partition, clients)
+    everybody = job.preparation is not None or isinstance(job.data, Elsewhere)  # whose rows no index tells
+    some = range(len(clients)) if everybody else arrangement.asked(len(clients), job.seed)
     if facts is None:
         told = yield from round_steps(
             {"params": {}}, algorithm=Describe(), blocks=blocks_of(some, job.rounds.block), schema=None, round=0, rate=1.0,
@@ -137,7 +137,7 @@ def setting_steps(
         facts = told.state["facts"]
     holders = isinstance(job.data, Holders)
     natural = getattr(job.partition, "name", "") == "column" and not holders
-    description = check(
+    description = arrangement.describe(
         facts,
         task=recipes.task_of(job.data),
         needs=job.learner.needs,
@@ -146,19 +146,11 @@ def setting_steps(
         single_class="refuse" if natural and not lenient else "allow",
         everyone=recipes.everyone(clients) if holders or len(some) < len(clients) else None,
     )
-    schema = Schema(description.features, description.shape, description.dtype, description.classes, description.rows)
-    transformer, fit = _preparation(job, description)
-    return Setting(job, engine, clients, description, schema, transformer, fit, recipes.central(job.data), terms, observe, fleet)
-
-
-def _preparation(job: Job, description: Description) -> tuple[Any, FitPreparation | None]:
-    """The unfitted transformer of a job, and the algorithm that fits it; (None, None) for a job without."""
-    transformer = job.preparation
-    if transformer is None:
-        return None, None
-    if hasattr(transformer, "build"):
-        transformer = transformer.build(columns.kinds(description), columns.missing(description))
-    return transformer, FitPreparation.of(transformer, columns.layout(description), columns.candidates(description))
+    schema = arrangement.schema(description)
+    transformer, fit = (None, None) if job.preparation is None else arrangement.preparation(job.preparation, description)
+    return Setting(
+        job, engine, clients, description, schema, transformer, fit, recipes.central(job.data), terms, arrangement, observe, fleet
+    )  # fmt: skip
 
 
 def prepare(setting: Setting, state: State | None = None, save: Callable[[State], None] = lambda state: None) -> State:
@@ -189,10 +181,16 @@ def prepare_steps(setting: Setting, state: State | None = None, save: Callable[[
     return state
 
 
+def at_server(algorithm: Algorithm, learner: Learner) -> Algorithm:
+    """The algorithm as the server plays it: one that computes with the model there too takes it along."""
+    knowing = getattr(algorithm, "knowing", None)
+    return algorithm if knowing is None else knowing(learner)
+
+
 def begin(setting: Setting, preparation: Any) -> State:
     """The state before the first round of training, with a fitted preparation (None where the job has none)."""
     job, (_, learner) = setting.job, setting.bound(preparation)
-    algorithm = job.algorithm.init(learner.init(job.seed), learner.kinds())
+    algorithm = at_server(job.algorithm, learner).init(learner.init(job.seed), learner.kinds())
     state = {"stage": "training", "round": 0, "algorithm": algorithm, "preparation": preparation, "best": None, "since": 0}
     if setting.fleet is None:
         return state
@@ -248,10 +246,14 @@ def _untimed_round(setting: Setting, bound: tuple[Schema, Learner], state: State
     called = None if setting.fleet is None else _call(setting, setting.fleet, state, size, number)
     members = cohort(len(setting.clients), size, job.seed, number) if called is None else called.used
     terms = setting.terms if called is None else replace(setting.terms, quorum=called.quorum)
-    outcome = yield from round_steps(
-        state["algorithm"], algorithm=job.algorithm, blocks=blocks_of(members.tolist(), rounds.block), schema=schema, round=number,
-        rate=rounds.schedule.factor(number, rounds.count), terms=terms, observe=setting.observe,
-    )  # fmt: skip
+    rate = rounds.schedule.factor(number, rounds.count)
+    if job.algorithm.collective == "gang":
+        outcome = yield from _gang_round(setting, schema, state, number, rate)
+    else:
+        outcome = yield from round_steps(
+            state["algorithm"], algorithm=at_server(job.algorithm, learner), blocks=blocks_of(members.tolist(), rounds.block),
+            schema=schema, round=number, rate=rate, terms=terms, observe=setting.observe,
+        )  # fmt: skip
     state = {**state, "round": number, "algorithm": outcome.state}
     record = _record(number, outcome)
     if called is not None:
@@ -262,6 +264,16 @@ def _untimed_round(setting: Setting, bound: tuple[Schema, Learner], state: State
         record |= yield from judge_steps(setting, schema, learner, outcome.state["params"], number)
         state = _watch(job, state, record)
     return state, record
+
+
+def _gang_round(setting: Setting, schema: Schema, state: State, number: int, rate: float) -> Steps[Outcome]:
+    job = setting.job
+    layout = job.algorithm.parallel.filled(job.engine.name, getattr(job.engine, "slots", None))
+    basis = Basis(job.learner, setting.clients, schema)
+    return gang_steps(
+        state["algorithm"], algorithm=job.algorithm, basis=basis, layout=layout, seed=job.seed,
+        home=setting.home, round=number, rate=rate, observe=setting.observe,
+    )  # fmt: skip
 
 
 def _call(setting: Setting, fleet: Fleet, state: State, size: int, number: int) -> Turnout:
@@ -315,7 +327,7 @@ def _record(number: int, outcome: Outcome) -> dict[str, Any]:
         "bytes_down": outcome.bytes_down,
         "bytes_up": outcome.bytes_up,
         "failures": [{"clients": list(f.clients), "kind": f.kind, "message": f.message} for f in outcome.failures],
-    } | {f"train/{name}": value for name, value in metric.values(outcome.metrics).items()}
+    } | {f"train/{name}": value for name, value in (outcome.state.get("metrics", {}) | metric.values(outcome.metrics)).items()}
 
 
 def judge(setting: Setting, schema: Schema, learner: Learner, params: Params, number: int) -> dict[str, float]:
@@ -335,17 +347,20 @@ def judge_steps(setting: Setting, schema: Schema, learner: Learner, params: Para
     return record
 
 
-def per_client(setting: Setting, schema: Schema, params: Params, split: str, number: int = 0) -> tuple[Metrics, Metrics]:
-    """Metrics of one split under given params: (by client, over all), of the clients ``setting.judges``."""
+def per_client(setting: Setting, schema: Schema, params: Params, split: str, number: int = 0) -> tuple[Gathered, Metrics]:
+    """Metrics of one split under given params, of the clients ``setting.judges`` that answer: (of each, over all)."""
     return play(setting.engine, per_client_steps(setting, schema, params, split, number))
 
 
 def per_client_steps(
     setting: Setting, schema: Schema, params: Params, split: str, number: int = 0
-) -> Steps[tuple[Metrics, Metrics]]:
+) -> Steps[tuple[Gathered, Metrics]]:
     """The steps of :func:`per_client`."""
-    blocks = blocks_of(setting.judges, setting.job.rounds.block)
-    return evaluate_steps(EvaluateCall(params, schema, setting.job.seed, number, split), blocks)
+    blocks, learner = blocks_of(setting.judges, setting.job.rounds.block), setting.job.learner.bind(schema)
+    return setting.arrangement.evaluation(
+        learner, params, schema, blocks=blocks, seed=setting.job.seed, round=number, split=split,
+        quorum=setting.terms.quorum,
+    )  # fmt: skip
 
 
 def central(setting: Setting, schema: Schema, learner: Learner, params: Params) -> Metrics:
@@ -393,6 +408,6 @@ def exported(setting: Setting, state: State) -> Any:
         return model
     from sklearn.pipeline import Pipeline, make_pipeline
 
-    fitted = fitted_transformer(setting.transformer, state["preparation"])
+    fitted = setting.arrangement.fitted(setting.transformer, state["preparation"])
     before = [step for _, step in fitted.steps] if isinstance(fitted, Pipeline) else [fitted]
     return make_pipeline(*before, model)

@@ -22,7 +22,8 @@ from hansa.cli.main import main
 from hansa.cli.starter import starter_text
 from hansa.tracking.folder import RunFolder
 
-VERBS = ("run", "resume", "search", "compare", "demo", "report", "runs", "data", "new", "schema")
+FEDERATION = ("server", "token", "join", "client", "relay", "submit", "watch", "stop", "members", "revoke", "simulate-federation")
+VERBS = ("run", "resume", "search", "compare", "demo", "each", "report", "runs", "data", "new", "schema", *FEDERATION)
 
 JOB = """
 name = "short"
@@ -134,12 +135,13 @@ def test_version() -> None:
     ("verb", "options"),
     [
         ("run", ["--set", "--runs", "--json", "--quiet", "--help"]),
+        ("each", ["--by", "--set", "--runs", "--json", "--quiet", "--help"]),
         ("resume", ["--json", "--quiet", "--help"]),
         ("search", ["--grid", "--folds", "--random", "--by", "--refit", "--set", "--runs", "--json", "--quiet", "--help"]),
         ("compare", ["--repeats", "--set", "--runs", "--json", "--quiet", "--help"]),
         ("demo", ["--repeats", "--runs", "--json", "--quiet", "--help"]),
         ("report", ["--json", "--help"]),
-        ("runs", ["--runs", "--json", "--help"]),
+        ("runs", ["--runs", "--home", "--json", "--help"]),
         ("data", ["--picture", "--set", "--json", "--help"]),
         ("new", ["--json", "--help"]),
         ("schema", ["--json", "--help"]),

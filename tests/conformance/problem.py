@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -36,8 +37,34 @@ def load(name: str, start: int, stop: int) -> Splits:
     return {"train": Table(x[start:middle], y[start:middle]), "test": Table(x[middle:stop], y[middle:stop])}
 
 
+BY_FEATURES = " by features"
+"""After the name of a problem: the training rows of all its clients, whose columns are dealt to as many clients instead."""
+
+
+def data_for(algorithm: Any, name: str) -> str:
+    """The problem in the form that an algorithm is for."""
+    return name + BY_FEATURES if "parts" in algorithm.needs else name
+
+
+def _columns(name: str) -> dict[str, tuple[int, ...]]:
+    """Client -> its columns: ragged, and in no order."""
+    order = np.random.default_rng(3).permutation(rows(name)[0].shape[1])
+    cuts = np.cumsum(SIZES)[:-1] * len(order) // sum(SIZES) if len(order) > 2 * len(SIZES) else np.arange(1, len(order))
+    return {f"client-{place}": tuple(piece.tolist()) for place, piece in enumerate(np.split(order, cuts))}
+
+
+def load_columns(name: str, columns: tuple[int, ...], labels: bool) -> Splits:
+    tables = [client.load()["train"] for client in clients(name)]
+    y = np.concatenate([table.y for table in tables]) if labels else None
+    return {"train": Table(np.ascontiguousarray(np.concatenate([table.x for table in tables])[:, columns]), y)}
+
+
 @cache
 def clients(name: str) -> tuple[Client, ...]:
+    if name.endswith(BY_FEATURES):
+        whole = name.removesuffix(BY_FEATURES)
+        dealt = [(id, {"name": whole, "columns": own, "labels": id == "client-1"}) for id, own in _columns(whole).items()]
+        return tuple(Client(id, load_columns, arguments, rows=schema(whole).rows) for id, arguments in dealt)
     scale = len(rows(name)[0]) / sum(SIZES)
     ends = np.cumsum([0, *(max(5, int(size * min(1.0, scale))) for size in SIZES)])
     made = []
@@ -49,6 +76,14 @@ def clients(name: str) -> tuple[Client, ...]:
 
 @cache
 def schema(name: str) -> Schema:
+    if name.endswith(BY_FEATURES):
+        whole = schema(name.removesuffix(BY_FEATURES))
+        dealt = _columns(name.removesuffix(BY_FEATURES))
+        parts = {
+            id: Schema((), (len(own),), classes=whole.classes if id == "client-1" else None, places=own)
+            for id, own in dealt.items()
+        }
+        return replace(whole, parts=parts)
     x, y = rows(name)
     classes = None if name in ("diabetes", "counts") else tuple(int(label) for label in np.unique(y))
     return Schema((), x.shape[1:], "float64", classes, sum(client.rows for client in clients(name)))
@@ -71,6 +106,7 @@ def play(
     if own:
         running = Inline().build()
         running.start(learner, clients(name), MemoryStore() if store is None else store)
+    algorithm = algorithm.knowing(bound) if hasattr(algorithm, "knowing") else algorithm
     terms = Terms(seed=11, population=len(clients(name)), transforms=transforms)
     state = algorithm.init(bound.init(5), bound.kinds()) if state is None else state
     for number in range(first, first + rounds):
@@ -98,4 +134,4 @@ def same_bits(first: dict[str, Any], second: dict[str, Any]) -> bool:
     return list(first) == list(second) and all(np.array_equal(first[name], second[name]) for name in first)
 
 
-__all__ = ["Engine", "blocks", "clients", "load", "loaded", "play", "rows", "same_bits", "schema"]
+__all__ = ["Engine", "blocks", "clients", "data_for", "load", "loaded", "play", "rows", "same_bits", "schema"]

@@ -19,10 +19,11 @@ from hansa.core.blocks import Block
 from hansa.core.contracts import Collectives, Engine
 from hansa.core.errors import RunFailed
 from hansa.core.local import Local
+from hansa.core.loop import Exchange, collect
 from hansa.core.store import DiskStore
 from hansa.core.updates import Failure, Update
 from hansa.engines.dask import Dask
-from hansa.engines.inline import Inline
+from hansa.engines.inline import Inline, InlineEngine
 from hansa.engines.processes import Processes
 from hansa.engines.ray import Ray
 from hansa.engines.spark import Spark
@@ -97,6 +98,16 @@ def test_every_block_comes_back_once(engine: Engine) -> None:
     results = dict(engine.map(Names(), problem.blocks("breast_cancer", 2)))
     assert sorted(results) == [0, 1, 2, 3]
     assert [list(results[n].values["member"]) for n in range(4)] == [[0, 1], [2, 3], [4, 5], [6]]
+
+
+def test_every_result_says_what_its_work_took_and_the_engine_what_it_moved(engine: Engine) -> None:
+    exchange = Exchange(Names(), problem.blocks("breast_cancer", 2), "gather", 1.0, 1)
+    results = dict(engine.map(exchange.call, exchange.blocks))
+    assert all(result.spent.seconds > 0 and result.spent.where for result in results.values())
+    collect(engine, exchange)
+    times = exchange.times
+    assert min(times.wait, times.reduce) >= 0 and 0 < times.compute <= times.work
+    assert (times.transfer > 0) == (not isinstance(engine, InlineEngine))
 
 
 def test_a_failure_is_a_value(engine: Engine) -> None:

@@ -11,7 +11,10 @@ from sklearn.svm import LinearSVC
 
 from hansa.core.local import SGD, Adam, Local, Plan
 from hansa.core.params import flatten, unflatten
+from hansa.learners.kmeans import KMeans
 from hansa.learners.mlp import MLP
+from hansa.learners.one_vs_rest import OneVsRest
+from hansa.learners.pca import PCA
 from hansa.learners.sklearn import Sklearn
 from hansa.options import registry
 from tests.conformance import problem
@@ -38,6 +41,9 @@ LEARNERS = {
     "SGDRegressor": (Sklearn(estimator=SGDRegressor(loss="huber", epsilon=0.5)), "diabetes"),
     "PoissonRegressor": (Sklearn(estimator=PoissonRegressor()), "counts"),
     "MLP": (MLP(hidden=(8,), activation="tanh", dtype="float64"), "iris"),
+    "one against the rest": (OneVsRest(LogisticRegression(C=3.0)), "iris"),
+    "one MLP against the rest": (OneVsRest(MLP(hidden=(5,), activation="tanh", l2=0.1, dtype="float64")), "iris"),
+    "one of two classes": (OneVsRest(SGDClassifier(loss="log_loss")), "breast_cancer"),
     "softmax": (MLP(hidden=(), dtype="float64"), "iris"),
     "MLP regression": (MLP(hidden=(8,), activation="tanh", task="regression", l2=0.1, dtype="float64"), "diabetes"),
     "torch": (TorchLearner(module=net(4, 3)), "iris"),
@@ -55,6 +61,13 @@ LEARNERS = {
     "torch regression": (TorchLearner(module=net(10, 1), loss="mse", metrics=("mse",), l2=0.1), "diabetes"),
 }
 every = pytest.mark.parametrize(("learner", "data"), LEARNERS.values(), ids=LEARNERS.keys())
+UNLABELLED = {"kmeans": (KMeans(clusters=3), "iris"), "pca": (PCA(components=2), "diabetes")}
+"""Learners that look at no labels: they have no loss, and so none of the laws of gradients."""
+
+GROWN = {"forest"}
+"""Learners that have no params to train from: laws of their own hold them, in tests/algorithms/test_forest.py."""
+
+any_kind = pytest.mark.parametrize(("learner", "data"), (LEARNERS | UNLABELLED).values(), ids=(LEARNERS | UNLABELLED).keys())
 MEMBERS = (0, 1, 2, 4)
 
 
@@ -72,10 +85,10 @@ def tolerance(params: Any) -> float:
 
 
 def test_all_registered_learners_are_here() -> None:
-    assert set(registry("learner")) == {learner.name for learner, _ in LEARNERS.values()}
+    assert set(registry("learner")) == {learner.name for learner, _ in (LEARNERS | UNLABELLED).values()} | GROWN
 
 
-@every
+@any_kind
 def test_init_depends_on_the_seed_alone(learner: Any, data: str) -> None:
     (bound, _, _), (again, _, _) = bound_block(learner, data), bound_block(learner, data)
     assert problem.same_bits(bound.init(3), again.init(3))
@@ -171,7 +184,7 @@ def test_training_twice_gives_the_same_bits_and_leaves_the_params_alone(learner:
     assert problem.same_bits(before, params)
 
 
-@every
+@any_kind
 def test_metrics_add_up(learner: Any, data: str) -> None:
     """The metrics of a block are those of its clients; losses are sums over rows."""
     bound, params, block = bound_block(learner, data, split="test")
@@ -180,7 +193,8 @@ def test_metrics_add_up(learner: Any, data: str) -> None:
         alone = bound.evaluate(params, block.only(k))
         for name, (total, count) in together.items():
             np.testing.assert_allclose([alone[name][0][0], alone[name][1][0]], [total[k], count[k]], rtol=1e-5, atol=1e-6)
-    assert list(together["loss"][1]) == [float(n) for n in block.rows]
+    if (learner, data) in LEARNERS.values():
+        assert list(together["loss"][1]) == [float(n) for n in block.rows]
 
 
 @every
@@ -201,3 +215,11 @@ def test_the_exported_model_predicts_the_same_without_hansa(learner: Any, data: 
         np.testing.assert_allclose(
             np.asarray(model.predict(x), dtype=float), np.asarray(predicted, dtype=float), rtol=1e-6, atol=1e-9
         )
+
+
+@pytest.mark.parametrize(("learner", "data"), UNLABELLED.values(), ids=UNLABELLED.keys())
+def test_what_finds_structure_alone_predicts_the_same_without_hansa(learner: Any, data: str) -> None:
+    bound, params, block = bound_block(learner, data)
+    model, x = bound.export(params), block.tables[1].x
+    theirs = model.transform(x) if hasattr(model, "components_") else model.predict(x)
+    np.testing.assert_allclose(bound.predict(params, x), theirs, rtol=1e-6, atol=1e-9)

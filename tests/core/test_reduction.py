@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -35,6 +39,74 @@ def test_tree_gives_the_same_bits_in_any_order_of_arrival(data: st.DataObject) -
     if result is not None:
         assert float(result.values["v"][0]) == expected
         assert result.clients == sum(value is not None for value in values)
+
+
+def in_file(path: Path, values: np.ndarray) -> np.ndarray:
+    """Each call a file of its own, mapped and read-only."""
+    values.tofile(path)
+    return np.memmap(path, dtype=values.dtype, mode="r", shape=values.shape)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 7, 40])
+@pytest.mark.parametrize("failed", [(), (0, 3, 6)])
+def test_totals_in_files_add_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: int, failed: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr("hansa.core.reduction.LARGE", 1)
+    monkeypatch.setattr("hansa.core.reduction.SLICE", 1000)
+    monkeypatch.setattr("hansa.core.reduction.FILES", 16)
+    rng, trees = np.random.default_rng(blocks), (Tree(blocks), Tree(blocks), Tree(blocks))
+    for number in rng.permutation(blocks):
+        if number in failed:
+            for tree in trees:
+                tree.add(int(number), None)
+            continue
+        w, b = rng.standard_normal((37, 111)), rng.standard_normal(5).astype(np.float32)
+        plain = {"w": w, "b": b, "empty": np.zeros((0, 3)), "scalar": np.float64(rng.standard_normal())}
+        mapped = {**plain, "w": in_file(tmp_path / f"w{number}", w), "b": in_file(tmp_path / f"b{number}", b)}
+        other = plain if number % 5 == 4 else mapped  # some here, some there
+        for tree, values in zip(trees, (plain, mapped, other), strict=True):
+            tree.add(int(number), Total(values, float(number), 1, {"loss": (np.float64(number), np.float64(1.0))}))
+    expected, *found = (tree.result() for tree in trees)
+    for result in found:
+        assert (result is None) == (expected is None)
+        if result is None or expected is None:
+            continue
+        assert (result.weight, result.clients, result.metrics) == (expected.weight, expected.clients, expected.metrics)
+        assert list(result.values) == list(expected.values)
+        for name, value in expected.values.items():
+            other = result.values[name]
+            assert other.dtype == value.dtype and other.shape == value.shape and other.tobytes() == value.tobytes()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell how much memory a process has")
+def test_memory_does_not_grow_with_the_totals_in_files(tmp_path: Path) -> None:
+    for number in range(40):
+        np.full(1_000_000, float(number)).tofile(tmp_path / str(number))
+    done = subprocess.run([sys.executable, "-c", SUMMER, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    more, value = done.stdout.split()
+    assert float(value) == sum(range(40)) and int(more) < 40_000_000
+
+
+SUMMER = """
+import sys
+from pathlib import Path
+import numpy as np
+from hansa.core.reduction import Tree
+from hansa.core.updates import Total
+
+def most():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+
+files, tree = sorted(Path(sys.argv[1]).iterdir()), Tree(40)
+before = most()
+for number, path in enumerate(files):
+    tree.add(number, Total({"w": np.memmap(path, dtype=np.float64, mode="r")}, 1.0, 1))
+result = tree.result().values["w"]
+assert (result == result[0]).all()
+print(most() - before, result[0])
+"""
 
 
 def test_tree_keeps_few_totals_when_blocks_arrive_in_order() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.linear_model import LogisticRegression, Ridge, SGDClassifier, SGDRegressor
+from sklearn.linear_model import ElasticNet, Lasso, LogisticRegression, Ridge, SGDClassifier, SGDRegressor
 from sklearn.metrics import roc_auc_score
 from sklearn.svm import LinearSVC
 
@@ -57,11 +57,15 @@ def test_the_penalty_is_on_the_scale_of_the_mean() -> None:
     assert objective_of(Ridge(alpha=4.0), 100, None).l2 == pytest.approx(0.04)
     assert objective_of(SGDClassifier(alpha=0.3), 100, (0, 1)).l2 == 0.3
     assert objective_of(LogisticRegression(C=np.inf), 100, (0, 1)).l2 == 0.0
+    sparse = objective_of(LogisticRegression(C=0.5, l1_ratio=0.25, solver="saga"), 100, (0, 1))
+    assert (sparse.l1, sparse.l2) == (pytest.approx(0.005), pytest.approx(0.015))
+    assert objective_of(Lasso(alpha=0.3), 100, None).l1 == 0.3
+    net = objective_of(ElasticNet(alpha=0.4, l1_ratio=0.75), 100, None)
+    assert (net.l1, net.l2) == (pytest.approx(0.3), pytest.approx(0.1))
 
 
 REFUSED = {
     "class_weight": LogisticRegression(class_weight="balanced"),
-    "l1_ratio": LogisticRegression(l1_ratio=1.0, solver="saga"),
     "penalty": SGDClassifier(penalty="l1"),
     "positive": Ridge(positive=True),
     "multi_class": LinearSVC(multi_class="crammer_singer"),

@@ -640,7 +640,7 @@ def test_gradient_descent_over_clients_is_gradient_descent_on_the_pooled_rows():
 
 def test_the_learner_keeps_the_contract_and_imports_torch_late():
     one = learner()
-    assert one.can == {"train", "gradient"} and one.needs == {"classes"}
+    assert one.can == {"gradient", "train", "gang"} and one.needs == {"classes"}
     assert all(hasattr(one, method) for method in vars(Learner) if not method.startswith("_"))
     with pytest.raises(InputError, match="no Hessian"):
         one.hessian(one.init(0), block([5]))

@@ -16,7 +16,7 @@ from hansa.core.blocks import Block, Client, LoadedBlock, Table
 from hansa.core.local import Plan, Trained
 from hansa.core.metrics import Metrics
 from hansa.core.params import Array, Kinds, Params
-from hansa.core.updates import Failure, Gathered, Total, Update
+from hansa.core.updates import Absorbed, Failure, Gathered, Total, Update
 
 State: TypeAlias = dict[str, Any]
 """A tree: dictionaries whose leaves are arrays or plain JSON values. Whatever an algorithm knows between two rounds is in it."""
@@ -35,6 +35,8 @@ class Schema:
     rows:         training rows of all clients together (some objectives need it: scikit-learn's C is per sum, not per mean).
     preparation:  the fitted preparation as plain JSON values, None where there is none.
     preparer:     turns a raw table into a prepared one, given ``preparation``; None where there is none.
+    parts:        where the columns are split and not the rows: client -> the schema of its own columns alone.
+    places:       of such a part: where its prepared columns stand in a prepared example of the whole.
     """
 
     features: tuple[str, ...] = ()
@@ -44,6 +46,12 @@ class Schema:
     rows: int = 0
     preparation: Any = field(default=None, repr=False)
     preparer: Preparer | None = field(default=None, repr=False)
+    parts: Mapping[str, Schema] = field(default_factory=dict, repr=False)
+    places: tuple[int, ...] = field(default=(), repr=False)
+
+    def of(self, client: str) -> Schema:
+        """What a client's own table must be."""
+        return self.parts.get(client, self)
 
 
 class Preparer(Protocol):
@@ -75,7 +83,7 @@ class UnboundLearner(Protocol):
 
     @property
     def can(self) -> frozenset[str]:
-        """What it offers beyond the least: "train", "gradient", "hessian"."""
+        """What it offers beyond the least: "train", "gradient", "hessian", "parts", "gang"."""
         ...
 
     def bind(self, schema: Schema) -> Learner:
@@ -125,6 +133,54 @@ class Learner(Protocol):
         ...
 
 
+class Additive(Learner, Protocol):
+    """What a learner that offers "parts" also has: its scores are sums over the columns, ``x @ coef.T + intercept``, so that clients
+    who hold some of the columns each know their part of a score. Its params are ``coef`` (outputs, columns) and ``intercept``
+    (outputs,); minimised is the mean of the rows' losses plus ``l2 / 2 |coef|^2 + l1 |coef|_1``.
+
+    Scores and targets are (rows, outputs). None of this needs a column.
+    """
+
+    @property
+    def l1(self) -> float: ...
+
+    @property
+    def l2(self) -> float: ...
+
+    @property
+    def intercept(self) -> bool:
+        """Whether there is one; it is not penalised."""
+        ...
+
+    def columns(self, client: str) -> np.ndarray:
+        """Where the columns of a client stand in ``coef``, int64."""
+        ...
+
+    def partial(self, params: Params, client: str, x: np.ndarray) -> np.ndarray:
+        """A client's part of the scores, without the intercept."""
+        ...
+
+    def targets(self, y: np.ndarray) -> np.ndarray:
+        """What scores are compared with, from labels as :meth:`arrays` gives them."""
+        ...
+
+    def values(self, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Losses (rows,)."""
+        ...
+
+    def slopes(self, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """First derivatives by the scores (rows, outputs)."""
+        ...
+
+    def curvatures(self, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Second derivatives by the scores (rows, outputs, outputs)."""
+        ...
+
+    def judge(self, params: Params, scores: np.ndarray, y: np.ndarray) -> Metrics:
+        """The metrics of :meth:`evaluate` from partial scores summed over all clients, as totals."""
+        ...
+
+
 @runtime_checkable
 class Algorithm(Protocol):
     """How the clients' work becomes one model; both halves in one file. State in, state out.
@@ -139,7 +195,11 @@ class Algorithm(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Which of a learner's abilities it uses: "train", "gradient", "hessian"."""
+        """Which of a learner's abilities it uses: "train", "gradient", "hessian", "parts", "gang".
+
+        One that needs "parts" is for data whose columns are split. Its server's half computes with the model as well: it has a
+        method ``knowing(learner)``, which returns the algorithm with the bound learner.
+        """
         ...
 
     def init(self, params: Params, kinds: Kinds) -> State: ...
@@ -192,7 +252,7 @@ class ClientStore(Protocol):
         ...
 
 
-Result: TypeAlias = "Update | Total | Failure"
+Result: TypeAlias = "Update | Total | Failure | Absorbed"
 Call: TypeAlias = "Callable[[Any, Block], Result]"
 """A piece of work as a value: called with the worker that holds the data and the block."""
 
@@ -222,13 +282,17 @@ class Engine(Protocol):
         ...
 
     def gang(self, function: Callable[[Collectives], R], members: int) -> list[R]:
-        """Run ``function`` in ``members`` co-started members that share collectives: all results, or one error."""
+        """Run ``function`` in ``members`` co-started members that share collectives: all results, or one error.
+
+        An engine with ``keeps_members = True`` lets the processes of members live on after a function with ``kept = True``, for the
+        next such function with as many members.
+        """
         ...
 
     def stop(self) -> None: ...
 
 
 __all__ = [
-    "Algorithm", "Call", "ClientStore", "Collective", "Collectives", "Context", "Engine", "Gathered", "Learner", "Message",
+    "Additive", "Algorithm", "Call", "ClientStore", "Collective", "Collectives", "Context", "Engine", "Gathered", "Learner", "Message",
     "Preparer", "Result", "Schema", "State", "Transform", "UnboundLearner",
 ]  # fmt: skip

@@ -24,6 +24,7 @@ from hansa.core.errors import Diverged, InputError, RunFailed
 from hansa.core.metrics import Metrics
 from hansa.core.params import size_in_bytes
 from hansa.core.reduction import Tree, gather
+from hansa.core.synchrony import Assembly
 from hansa.core.updates import Failure, Gathered, Total, Update
 from hansa.core.worker import EvaluateCall, Weighting, WorkCall
 
@@ -88,7 +89,8 @@ class Exchange:
 Answer: TypeAlias = tuple[Any, tuple[Failure, ...]]
 """What comes back of an exchange: a :class:`Total` or a :class:`Gathered`, and the failures that the quorum allowed."""
 
-Steps: TypeAlias = Generator[Exchange, Answer, R]
+Steps: TypeAlias = Generator[Exchange | Assembly, Any, R]
+"""An exchange is answered with an :data:`Answer`, the assembly of a gang with what its members give."""
 
 
 def play(engine: Engine, steps: Steps[R]) -> R:
@@ -96,7 +98,7 @@ def play(engine: Engine, steps: Steps[R]) -> R:
     try:
         wanted = next(steps)
         while True:
-            wanted = steps.send(collect(engine, wanted))
+            wanted = steps.send(wanted.answer(engine) if isinstance(wanted, Assembly) else collect(engine, wanted))
     except StopIteration as end:
         result: R = end.value
         return result
@@ -160,6 +162,8 @@ def round_steps(
 def _array_bytes(values: Any) -> int:
     if isinstance(values, Mapping):
         return sum(_array_bytes(value) for value in values.values())
+    if isinstance(values, list):
+        return sum(_array_bytes(value) for value in values)
     return int(np.prod(values.shape)) * values.dtype.itemsize if hasattr(values, "dtype") else 0
 
 
@@ -186,7 +190,7 @@ class Harvest:
         self._tree = Tree(len(exchange.blocks))
 
     def add(self, number: int, result: Result) -> None:
-        """Take the result of a block. Raises the run's error for the first failure where every client is needed."""
+        """Take the result of a block; where it is absorbed, that of another block has it in it. Raises the run's error for the first failure where every client is needed."""
         if isinstance(result, Failure):
             self._failures[number] = result
             if self.exchange.quorum >= 1.0:
@@ -224,13 +228,13 @@ def raise_failure(failure: Failure, round: int) -> None:
     raise RunFailed(f"round {round}, client {who}: {failure.kind}: {failure.message}\n{failure.traceback}".rstrip())
 
 
-def evaluate_steps(call: EvaluateCall, blocks: Sequence[Block]) -> Steps[tuple[Metrics, Metrics]]:
-    """The steps of an evaluation; there is one exchange in it. They return (metrics per client, shape (clients,); total)."""
-    gathered, _ = yield Exchange(call, blocks, "gather", 1.0, call.round)
+def evaluate_steps(call: EvaluateCall, blocks: Sequence[Block], quorum: float = 1.0) -> Steps[tuple[Gathered, Metrics]]:
+    """The steps of an evaluation; there is one exchange in it. They return the metrics of each client that answered, and the total."""
+    gathered, _ = yield Exchange(call, blocks, "gather", quorum, call.round)
     assert isinstance(gathered, Gathered)
-    return gathered.metrics, metric.totals(gathered.metrics)
+    return gathered, metric.totals(gathered.metrics)
 
 
-def evaluate(engine: Engine, call: EvaluateCall, blocks: Sequence[Block]) -> tuple[Metrics, Metrics]:
-    """Metrics of one split: (per client, shape (clients,); total)."""
+def evaluate(engine: Engine, call: EvaluateCall, blocks: Sequence[Block]) -> tuple[Gathered, Metrics]:
+    """Metrics of one split: of each client, and the total."""
     return play(engine, evaluate_steps(call, blocks))

@@ -19,6 +19,7 @@ from hansa.core.blocks import Block
 from hansa.core.contracts import Call, Engine, Result
 from hansa.core.errors import HansaError, InputError
 from hansa.core.loop import Answer, Exchange, Harvest, Steps
+from hansa.core.synchrony import Assembly
 from hansa.core.worker import Worker
 
 R = TypeVar("R")
@@ -136,12 +137,15 @@ def together(engine: Engine, tasks: Iterable[Task[R]], at_once: int = AT_ONCE) -
 def _next(task: Task[R], answer: Answer | None) -> Exchange | Ended[R]:
     """The task's next exchange, or its end."""
     try:
-        # None starts a generator, though its type knows answers only.
-        return task.steps.send(answer)  # type: ignore[arg-type]
+        wanted = task.steps.send(answer)
     except StopIteration as end:
         return Ended(task.name, end.value)
     except Exception as error:  # noqa: BLE001  # one task's error, wherever it lies, must not end the others
         return Ended(task.name, error=error)
+    if isinstance(wanted, Assembly):
+        why = f"task {task.name}: its algorithm trains in a gang, which needs an engine for itself; write hansa.run(job) for each"
+        return Ended(task.name, error=InputError(why))
+    return wanted
 
 
 def _collect(engine: Engine, step: Sequence[tuple[Task[Any], Exchange]]) -> list[Answer | HansaError]:

@@ -15,7 +15,7 @@ import numpy as np
 Metrics: TypeAlias = dict[str, tuple[np.ndarray, np.ndarray]]
 """name -> (sum, count), float64: of shape (clients,) for a block, scalars for a total."""
 
-HIGHER_IS_BETTER = frozenset({"accuracy", "auc", "r2"})
+HIGHER_IS_BETTER = frozenset({"accuracy", "auc", "r2", "explained_variance"})
 """Metrics that grow as the model gets better; all others are losses."""
 
 

@@ -84,6 +84,17 @@ class Failure:
     spent: Spent = field(default=Spent(), compare=False, repr=False)
 
 
+@dataclass(frozen=True)
+class Absorbed:
+    """What is left of a block whose total was added, where the work was done, to that of another block.
+
+    The other one's total comes in the place of both. That gives the bits of the sum where both belong to one node of the tree of
+    :mod:`hansa.core.reduction`, all of whose blocks are in that total: a block without a total lets its sibling pass unchanged.
+    """
+
+    spent: Spent = field(default=Spent(), compare=False, repr=False)
+
+
 def prefixed(params: Params, prefix: str) -> Params:
     """The entries renamed to ``prefix/name``."""
     return {f"{prefix}/{name}": value for name, value in params.items()}

@@ -15,7 +15,8 @@ import numpy as np
 
 from hansa.core.accounting import Spent, here
 from hansa.core.blocks import Block, Client, LoadedBlock, Splits, Table
-from hansa.core.contracts import Algorithm, ClientStore, Context, Learner, Message, Schema, Transform, UnboundLearner
+from hansa.core.coded import Coded
+from hansa.core.contracts import Additive, Algorithm, ClientStore, Context, Learner, Message, Schema, Transform, UnboundLearner
 from hansa.core.errors import Diverged, InputError
 from hansa.core.metrics import Metrics
 from hansa.core.params import Params
@@ -174,7 +175,7 @@ class Worker:
         held = self._held
         return bool(held.tables) and held.size * clients <= held.keep * len(held.tables)
 
-    def load(self, block: Block, call: WorkCall | EvaluateCall, split: str) -> LoadedBlock:
+    def load(self, block: Block, call: WorkCall | EvaluateCall | ScoreCall, split: str) -> LoadedBlock:
         clients, tables = zip(*(self.table(position, split, call.schema) for position in block.members), strict=True)
         rows = np.array([len(table) for table in tables], dtype=np.float64)
         weight = rows if call.weighting == "examples" else np.ones(len(tables))
@@ -205,7 +206,8 @@ def _bytes(table: Table) -> int:
     return int(x + (0 if table.y is None else table.y.nbytes))
 
 
-def _prepared(table: Table, schema: Schema, learner: Learner, client: str) -> Table:
+def _prepared(table: Table, whole: Schema, learner: Learner, client: str) -> Table:
+    schema = whole.of(client)
     try:
         if schema.preparer is not None:
             table = schema.preparer.prepare(table, schema.preparation)
@@ -217,8 +219,11 @@ def _prepared(table: Table, schema: Schema, learner: Learner, client: str) -> Ta
         message = str(error)
         raise InputError(message if message.startswith(f"client {client}:") else f"client {client}: {message}") from None
     # Aligned and contiguous: NumPy and BLAS take other code paths for other layouts, and those give other bits.
-    x, y = (None if array is None else np.require(array, requirements=["A", "C"]) for array in (table.x, table.y))
-    return Table(x, y)
+    return Table(_aligned(table.x), _aligned(table.y))
+
+
+def _aligned(array: Any) -> Any:
+    return array if array is None or isinstance(array, Coded) else np.require(array, requirements=["A", "C"])
 
 
 def _refuse_features(x: Any, schema: Schema) -> None:
@@ -331,6 +336,29 @@ class EvaluateCall:
         loaded = worker.load(block, self, self.split)
         metrics: Metrics = worker.learner(self.schema).evaluate(self.params, loaded)
         return Update({}, loaded.weight, metrics, clients=tuple(client.id for client in loaded.clients))
+
+
+@dataclass(frozen=True)
+class ScoreCall:
+    """For clients that hold some of the columns each: the parts of the scores of one split, to be summed, and from whoever holds the
+    labels these."""
+
+    params: Params
+    schema: Schema
+    seed: int
+    round: int
+    split: str
+    weighting: Weighting = field(default="equal", init=False)
+
+    def __call__(self, worker: Worker, block: Block) -> Total:
+        loaded = worker.load(block, self, self.split)
+        learner: Additive = worker.learner(self.schema)
+        pairs = list(zip(loaded.clients, loaded.tables, strict=True))
+        values = {
+            "scores": np.stack([learner.partial(self.params, client.id, table.x) for client, table in pairs]),
+            "labels": np.stack([np.zeros(len(table)) if table.y is None else table.y.astype(np.float64) for _, table in pairs]),
+        }
+        return reduce_block(Update(values, loaded.weight))
 
 
 def attempt(call: Any, worker: Worker, block: Block) -> Update | Total | Failure:

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge
 
+from hansa.core.accounting import Stopwatch
 from hansa.core.blocks import Block, Client
 from hansa.core.contracts import Call, ClientStore, Collectives, Engine, Result, UnboundLearner
 from hansa.core.errors import InputError, RunFailed
@@ -77,6 +78,11 @@ class DaskEngine:
         self._homes: list[str] = []
         self._told: set[str] = set()
         self._round: _Round | None = None
+
+    @property
+    def transfer(self) -> Stopwatch | None:
+        """Runs while messages and results are packed, moved and unpacked here."""
+        return None if self._sender is None else self._sender.transfer
 
     def start(self, learner: UnboundLearner, clients: Sequence[Client], store: ClientStore) -> None:
         """Start a cluster, or connect to one. InputError where there is none at the address, where it has no workers or other
@@ -165,7 +171,9 @@ class _Round:
             raise RunFailed("engine dask: this map was given up when the next one began; use its results first")
         news = self._listen()
         done: list[tuple[int, Result]] = []
-        for task, answer in self._fetched(news).items():
+        with self.sender.transfer:
+            fetched = self._fetched(news)
+        for task, answer in fetched.items():
             block, home = self._tasks.pop(task)
             result = self._lost(task, block) if answer is None else self.sender.take(answer)
             if isinstance(result, Lacking):
@@ -187,6 +195,10 @@ class _Round:
         self._shared.clear()
 
     def _submit(self, blocks: Sequence[Block], home: str, parcels: Sequence[int]) -> None:
+        with self.sender.transfer:
+            self._send(blocks, home, parcels)
+
+    def _send(self, blocks: Sequence[Block], home: str, parcels: Sequence[int]) -> None:
         # Bytes, and not the errand: arrays that Dask moves by itself may arrive unaligned, and NumPy computes other digits from those.
         errands = [pickle.dumps(self.sender.errand(block), protocol=5) for block in blocks]
         call = self._given(None, self._call)

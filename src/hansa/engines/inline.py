@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 from hansa.core.blocks import Block, Client
 from hansa.core.contracts import Call, ClientStore, Collectives, Engine, Result, UnboundLearner
 from hansa.core.gang import run_threads
+from hansa.core.synchrony import forget
 from hansa.core.worker import Worker, attempt
 
 R = TypeVar("R")
@@ -19,6 +20,9 @@ class Inline:
     """Do the work here, block after block."""
 
     name: Literal["inline"] = field(default="inline", kw_only=True)
+
+    slots: int = field(default=1, init=False, repr=False)
+    """Places for members of a gang that are in a process group."""
 
     def build(self) -> Engine:
         return InlineEngine()
@@ -41,3 +45,4 @@ class InlineEngine:
 
     def stop(self) -> None:
         self._worker = None
+        forget()

@@ -19,12 +19,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge
 
+from hansa.core.accounting import Stopwatch
 from hansa.core.blocks import Block, Client
 from hansa.core.contracts import Call, ClientStore, Collectives, Engine, Result, UnboundLearner
 from hansa.core.errors import InputError, RunFailed
 from hansa.core.store import MemoryStore
 from hansa.core.updates import Failure
-from hansa.engines.processes_gang import run_gang
+from hansa.engines.processes_gang import conduct, end, gather, run_gang
 from hansa.engines.processes_pool import GUARD, Process, wait_any
 from hansa.engines.processes_shared import Segment, Span, pack, unpack
 from hansa.engines.processes_worker import Setup, serve
@@ -46,8 +47,13 @@ class Processes:
     name: Literal["processes"] = field(default="processes", kw_only=True)
     workers: Annotated[int, Ge(0)] = 0
 
+    @property
+    def slots(self) -> int:
+        """Places for members of a gang that are in a process group."""
+        return self.workers or _cores()
+
     def build(self) -> Engine:
-        return ProcessesEngine(self.workers or _cores())
+        return ProcessesEngine(self.slots)
 
 
 def _cores() -> int:
@@ -73,13 +79,17 @@ class _Seat:
 class ProcessesEngine:
     """See :class:`Processes`."""
 
+    keeps_members = True
+
     def __init__(self, workers: int) -> None:
         self.workers = workers
+        self.transfer = Stopwatch()
         self._clients: Sequence[Client] = ()
         self._store: ClientStore | None = None
         self._setup: Setup | None = None
         self._recipes, self._inbox = Segment(), Segment()
         self._seats: list[_Seat] = []
+        self._members: list[Process] = []
         self._serial = 0
 
     def start(self, learner: UnboundLearner, clients: Sequence[Client], store: ClientStore) -> None:
@@ -134,8 +144,19 @@ class ProcessesEngine:
             yield from done  # only now: whoever leaves early must leave no message unheard
 
     def gang(self, function: Callable[[Collectives], R], members: int) -> list[R]:
-        """Run ``function``, which must be importable by name, in processes of its own that are co-started and end with it."""
-        return run_gang(function, members)
+        """Run ``function``, which must be importable by name, in processes of its own that are co-started and end with it; where it has
+        ``kept = True``, with the engine, or with the first such gang that fails or is of another size."""
+        if not getattr(function, "kept", False):
+            return run_gang(function, members)
+        if len(self._members) != members:
+            end(self._members)
+            self._members = gather(members)
+        try:
+            return conduct(self._members, function)
+        except BaseException:
+            end(self._members)
+            self._members = []
+            raise
 
     def stop(self) -> None:
         """End the workers and remove all shared memory. The engine may be started again."""
@@ -145,18 +166,20 @@ class ProcessesEngine:
         for seat in self._seats:
             seat.process.end(0.0 if seat.block is not None else max(0.0, until - time.monotonic()))
             seat.outbox.close()
-        self._seats, self._setup = [], None
+        end(self._members)
+        self._seats, self._members, self._setup = [], [], None
         self._recipes.close()
         self._inbox.close()
 
     def _publish(self, call: Call) -> tuple[bytes, tuple[Span, ...], str]:
         """Write the call once for all workers; returns what they read it by."""
-        try:
-            packed = pack(call)
-        except Exception as error:
-            raise InputError(_unsendable("the algorithm, the message or the preparation", error)) from error
-        self._inbox.reserve(packed.size)
-        return packed.header, packed.place(self._inbox.memory), self._inbox.name
+        with self.transfer:
+            try:
+                packed = pack(call)
+            except Exception as error:
+                raise InputError(_unsendable("the algorithm, the message or the preparation", error)) from error
+            self._inbox.reserve(packed.size)
+            return packed.header, packed.place(self._inbox.memory), self._inbox.name
 
     def _assign(self, blocks: Sequence[Block], setup: Setup) -> None:
         while len(self._seats) < min(self.workers, len(blocks)):
@@ -181,13 +204,14 @@ class ProcessesEngine:
                 raise RunFailed(f"engine processes: a worker cannot be started; {GUARD}")
 
     def _send(self, seat: _Seat, block: Block, news: Any) -> bool:
-        sent = seat.process.send((block, None if seat.knows == self._serial else news))
+        with self.transfer:
+            sent = seat.process.send((block, None if seat.knows == self._serial else news))
         seat.block, seat.knows = block, self._serial
         return sent
 
     def _listen(self) -> list[tuple[_Seat, Any]]:
         busy = {seat.process: seat for seat in self._seats if seat.block is not None}
-        return [(busy[process], message) for process, message in wait_any(list(busy))]
+        return [(busy[process], message) for process, message in wait_any(list(busy), receiving=self.transfer)]
 
     def _hear(self, seat: _Seat, message: tuple[Any, ...]) -> Result | None:
         """Answer what a worker asks, or take its result."""
@@ -195,7 +219,8 @@ class ProcessesEngine:
         if kind == "done":
             seat.block = None
             header, spans = content
-            result: Result = unpack(header, spans, seat.outbox.memory)
+            with self.transfer:
+                result: Result = unpack(header, spans, seat.outbox.memory)
             return result
         if kind == "ready":
             seat.ready = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from multiprocessing import connection
 from typing import Any
 
@@ -61,11 +61,17 @@ class Process:
         return self._code
 
 
-def wait_any(processes: Sequence[Process], timeout: float | None = None) -> list[tuple[Process, Any]]:
-    """Wait until at least one process has sent something or is gone: (process, message), None for gone."""
+def wait_any(
+    processes: Sequence[Process], timeout: float | None = None, receiving: AbstractContextManager[None] | None = None
+) -> list[tuple[Process, Any]]:
+    """Wait until at least one process has sent something or is gone: (process, message), None for gone.
+
+    receiving: entered while messages are read, not while they are waited for.
+    """
     sources: Mapping[Any, Process] = {source: p for p in processes for source in (p.pipe, p.process.sentinel)}
     ready = dict.fromkeys(sources[source] for source in connection.wait(list(sources), timeout))
-    return [(process, process.receive()) for process in ready]
+    with receiving or nullcontext():
+        return [(process, process.receive()) for process in ready]
 
 
 @contextmanager

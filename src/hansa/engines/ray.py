@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge
 
+from hansa.core.accounting import Stopwatch
 from hansa.core.blocks import Block, Client
 from hansa.core.contracts import Call, ClientStore, Collectives, Engine, Result, UnboundLearner
 from hansa.core.errors import InputError, RunFailed
@@ -96,6 +97,11 @@ class RayEngine:
         self._round = 0
         self._call: Any = None
 
+    @property
+    def transfer(self) -> Stopwatch | None:
+        """Runs while messages and results are packed, moved and unpacked here."""
+        return None if self._sender is None else self._sender.transfer
+
     def start(self, learner: UnboundLearner, clients: Sequence[Client], store: ClientStore) -> None:
         """Be in a Ray. InputError where there is none at the address, or one of another version, and for a learner that cannot be
         sent; RunFailed where none can be started."""
@@ -114,7 +120,8 @@ class RayEngine:
         self._settle()
         self._round += 1
         current, deaths, data = self._round, Counter[int](), self._sender.call(call)
-        self._call = self._ray.put(data) if len(data) > LARGE else data
+        with self._sender.transfer:
+            self._call = self._ray.put(data) if len(data) > LARGE else data
         self._assign(blocks, len(self._sender.clients))
         for seat in sorted(self._seats, key=lambda seat: not seat.queue):  # owners choose before those who own nothing
             self._give(seat)
@@ -171,7 +178,9 @@ class RayEngine:
         # An actor that has read this round's call is not sent it again; one that was restarted lacks its setup, and says so first.
         call = () if seat.knows == self._round and not parcels else (self._call,)
         # Bytes, and not the errand: arrays that Ray moves by itself may arrive unaligned, and NumPy computes other digits from those.
-        seat.answer = seat.do.remote(pickle.dumps((seat.errand, parcels), protocol=5), *call)
+        assert self._sender is not None
+        with self._sender.transfer:
+            seat.answer = seat.do.remote(pickle.dumps((seat.errand, parcels), protocol=5), *call)
         seat.waking, seat.knows = False, self._round
 
     def _listen(self) -> list[_Seat]:
@@ -184,7 +193,8 @@ class RayEngine:
         """A block's result, its failure after its second death; or None, and the seat has been sent what it needs."""
         errors = self._ray.exceptions
         try:
-            answer = self._ray.get(seat.answer)
+            with sender.transfer:
+                answer = self._ray.get(seat.answer)
         except errors.RayTaskError as error:
             raise InputError(
                 f"engine ray: a worker cannot read what it was sent ({error.cause!r}); install the same packages there as here\n{error}"

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hansa.core.accounting import Stopwatch
 from hansa.core.blocks import Block, Client
 from hansa.core.contracts import Call, ClientStore, Result, UnboundLearner
 from hansa.core.errors import InputError
@@ -75,11 +76,15 @@ class Unreadable:
 
 
 class Sender:
-    """The side of the process that plays the rounds: packs errands and parcels, takes answers."""
+    """The side of the process that plays the rounds: packs errands and parcels, takes answers.
+
+    transfer: runs meanwhile, and while the engine sends and receives them.
+    """
 
     def __init__(self, engine: str, learner: UnboundLearner, clients: Sequence[Client], store: ClientStore) -> None:
         """Raises InputError for a learner that cannot be sent to another process."""
         self.engine, self.clients, self.store = engine, clients, store
+        self.transfer = Stopwatch()
         self.token = secrets.token_hex(8)
         self._serial = 0
         self._call: Any = None
@@ -91,7 +96,8 @@ class Sender:
         """What every errand of a round shares, to be sent once for all. Begins the round."""
         self._serial += 1
         self._call = call
-        return self._pickled(call, "the algorithm, the message or the preparation")
+        with self.transfer:
+            return self._pickled(call, "the algorithm, the message or the preparation")
 
     def errand(self, block: Block) -> Errand:
         """The work of a block in the round that :meth:`call` began."""
@@ -99,11 +105,12 @@ class Sender:
         part = part_of(self._call, block)
         before = getattr(part.call, "before", None)
         if before is not None:
-            for position in block.members:
-                name = own_entry(part.task, self.clients[position].id)
-                entry = self.store.read(name, before)
-                if entry is not None:
-                    states[name] = entry
+            with self.transfer:
+                for position in block.members:
+                    name = own_entry(part.task, self.clients[position].id)
+                    entry = self.store.read(name, before)
+                    if entry is not None:
+                        states[name] = entry
         return Errand(self.token, self._serial, block, states)
 
     def parcels(self, numbers: Sequence[int]) -> dict[int, bytes]:
@@ -111,7 +118,8 @@ class Sender:
         for number in numbers:
             if number not in self._parcels:
                 some = list(self.clients[number * SHARD : (number + 1) * SHARD])
-                self._parcels[number] = self._pickled(some, f"the recipe of a client from {some[0].id!r} on")
+                with self.transfer:
+                    self._parcels[number] = self._pickled(some, f"the recipe of a client from {some[0].id!r} on")
         return {number: self._parcels[number] for number in numbers}
 
     def all_parcels(self) -> dict[int, bytes]:
@@ -121,7 +129,8 @@ class Sender:
     def take(self, answer: bytes) -> Result | Lacking:
         """The result of an errand, its clients' entries written to the store; or what the worker lacks. InputError where the worker
         could not read what it was sent."""
-        told: Done | Lacking | Unreadable = pickle.loads(answer)  # noqa: S301  # from this job's own worker
+        with self.transfer:
+            told: Done | Lacking | Unreadable = pickle.loads(answer)  # noqa: S301  # from this job's own worker
         if isinstance(told, Lacking):
             return told
         if isinstance(told, Unreadable):
@@ -130,7 +139,8 @@ class Sender:
                 + told.traceback
             )
         if told.states:
-            self.store.write(told.round, told.states)
+            with self.transfer:
+                self.store.write(told.round, told.states)
         return told.result
 
     def lost(self, block: Block, why: str) -> Failure:

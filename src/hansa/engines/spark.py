@@ -15,6 +15,7 @@ from typing import Annotated, Literal, TypeVar
 
 from annotated_types import Ge
 
+from hansa.core.accounting import Stopwatch
 from hansa.core.blocks import Block, Client
 from hansa.core.contracts import Call, ClientStore, Collectives, Engine, Result, UnboundLearner
 from hansa.core.errors import InputError
@@ -65,6 +66,11 @@ class SparkEngine:
         self._sender: Sender | None = None
         self._jobs: Jobs | None = None
         self._slots_seen = 0
+
+    @property
+    def transfer(self) -> Stopwatch | None:
+        """Runs while messages and results are packed, moved and unpacked here."""
+        return None if self._sender is None else self._sender.transfer
 
     def start(self, learner: UnboundLearner, clients: Sequence[Client], store: ClientStore) -> None:
         """Find or start Spark and send it the recipes.

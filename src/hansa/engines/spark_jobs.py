@@ -60,7 +60,7 @@ class ContextJobs:
     data stays where it was loaded, and takes others when they are lost."""
 
     def __init__(self, cluster: Cluster, sender: Sender) -> None:
-        self._context, self._most = cluster.context, cluster.tries()
+        self._context, self._most, self._transfer = cluster.context, cluster.tries(), sender.transfer
         self._parcels = _broadcast(self._context, sender.all_parcels())
         self._numbers: dict[int, Any] = {}
 
@@ -74,8 +74,9 @@ class ContextJobs:
             return sent[-1]
 
         try:
-            packed = [ship(pickle.dumps(part, protocol=5)) for part in parts]
-            work = partial(_do_part, packed, ship(call), self._parcels, _enough(tries, self._most))
+            with self._transfer:
+                packed, shared = [ship(pickle.dumps(part, protocol=5)) for part in parts], ship(call)
+            work = partial(_do_part, packed, shared, self._parcels, _enough(tries, self._most))
             answers: Answers = self._cached(len(parts)).mapPartitionsWithIndex(work).collect()
         finally:
             for broadcast in sent:
@@ -103,15 +104,17 @@ class FrameJobs:
     it lacks."""
 
     def __init__(self, cluster: Cluster, sender: Sender) -> None:
-        self._session, self._most = cluster.frames(), cluster.tries()
+        self._session, self._most, self._transfer = cluster.frames(), cluster.tries(), sender.transfer
         setup = sender.parcels([SETUP])
         self._always = setup if len(setup[SETUP]) <= 2 * WHOLE else {}
 
     def run(self, call: bytes, parts: Sequence[Part], parcels: Mapping[int, bytes], tries: int) -> Answers:
-        packed = [pickle.dumps(part, protocol=5) for part in parts]
+        with self._transfer:
+            packed = [pickle.dumps(part, protocol=5) for part in parts]
         work = partial(_do_batches, packed, call, {**self._always, **parcels}, _enough(tries, self._most))
         table = self._map(work, len(parts), barrier=False)
-        return list(zip(table["number"].to_pylist(), table["answer"].to_pylist(), strict=True))
+        with self._transfer:
+            return list(zip(table["number"].to_pylist(), table["answer"].to_pylist(), strict=True))
 
     def together(self, members: int, task: Callable[[int], None]) -> None:
         self._map(partial(_be_members, task), members, barrier=True)

@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt
 
+from hansa.core.accounting import Stopwatch
 from hansa.core.blocks import Block, Client
 from hansa.core.contracts import Call, ClientStore, Collectives, Engine, Result, UnboundLearner
 from hansa.core.errors import InputError, RunFailed, missing_extra
@@ -54,6 +55,12 @@ class Torchrun:
     workers: Annotated[int, Ge(0)] = 0
     backend: Backend = "auto"
     timeout: Annotated[float, Gt(0)] = 60.0
+
+    @property
+    def slots(self) -> int:
+        """Places for members of a gang that are in a process group."""
+        launch = launched()
+        return launch.size if launch is not None else self.workers or _cores()
 
     def build(self) -> Engine:
         """Raises InputError where PyTorch is not installed."""
@@ -98,10 +105,17 @@ def _ranks_of(launch: Launch, timeout: float) -> Ranks:
 class TorchrunEngine:
     """See :class:`Torchrun`."""
 
+    keeps_members = True
+
     def __init__(self, options: Torchrun) -> None:
         self._options = options
         self._own: Ranks | None = None
         self._sender: Sender | None = None
+
+    @property
+    def transfer(self) -> Stopwatch | None:
+        """Runs while messages and results are packed, moved and unpacked here."""
+        return None if self._sender is None else self._sender.transfer
 
     def start(self, learner: UnboundLearner, clients: Sequence[Client], store: ClientStore) -> None:
         """Raises InputError for a learner or a recipe that cannot be sent to another process."""
@@ -117,6 +131,7 @@ class TorchrunEngine:
         assert self._sender is not None, "start the engine first"
         ranks, sender = self._ranks(), self._sender
         serial, deaths = ranks.begin(), Counter[int]()
+        ranks.transfer = sender.transfer
         packed = sender.call(call)
         for block in blocks:
             ranks[owner(block, len(ranks), len(sender.clients))].queue.append(block)

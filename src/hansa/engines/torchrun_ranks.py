@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from multiprocessing import AuthenticationError, connection
 from typing import Any
 
+from hansa.core.accounting import Stopwatch
 from hansa.core.blocks import Block
 from hansa.core.errors import RunFailed
 from hansa.engines.processes_pool import THREADS
@@ -72,7 +73,8 @@ class Rank:
     def tell(self, message: Any) -> None:
         """Send what will not be answered. To a rank that is gone nothing is sent."""
         if self.wire is not None:
-            self.wire.send(message)
+            with self._ranks.transfer:
+                self.wire.send(message)
         elif self.owes:
             self._unsent.append(message)
 
@@ -111,12 +113,13 @@ class Ranks:
     """All ranks; open until closed, which ends them.
 
     launcher: host and port of the key-value store of the launcher that starts the ranks; without, this process starts them.
+    transfer: runs while messages are sent and received.
     """
 
     def __init__(self, size: int, timeout: float, launcher: tuple[str, int] | None = None) -> None:
         self.launched = launcher is not None
         self.key = secrets.token_bytes(32)
-        self.serial = 0
+        self.serial, self.transfer = 0, Stopwatch()
         self._timeout, self._until = timeout, time.monotonic() + timeout
         host = LOOPBACK if launcher is None else launcher[0]
         self._server = _listener(host)
@@ -190,7 +193,8 @@ class Ranks:
             elif isinstance(ready, socket.socket):
                 rank = talking[ready]
                 assert rank.wire is not None
-                message = rank.wire.receive()
+                with self.transfer:
+                    message = rank.wire.receive()
                 rank.owes = message is None  # who is gone owes until it is buried
                 heard.append((rank, message))
         self._look_for(awaited)

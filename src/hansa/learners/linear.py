@@ -2,10 +2,14 @@
 
 The objective of a client with rows (x_i, y_i), i = 1..n, is the mean
 
-    F(W, b) = 1/n sum_i loss(W x_i + b, y_i) + l2/2 |W|^2 + l2/2 |b/s|^2
+    F(W, b) = 1/n sum_i loss(W x_i + b, y_i) + l2/2 |W|^2 + l2/2 |b/s|^2 + l1 |W|_1
 
-where the last term is there only if the intercept is penalised (``intercept_scaling`` s > 0). Weighted by rows over all clients it is
-the pooled objective. Params: ``coef`` (outputs, features) and ``intercept`` (outputs,), float64.
+where the third term is there only if the intercept is penalised (``intercept_scaling`` s > 0). Weighted by rows over all clients it is
+the pooled objective. A model with an L1 penalty is not smooth and is fitted by its parts alone (:class:`hansa.core.contracts.Additive`),
+as clients that hold columns do it. Params: ``coef`` (outputs, features) and ``intercept`` (outputs,), float64.
+
+Features are an array, or :class:`~hansa.core.coded.Coded` where a preparation made hundreds of mostly empty columns: these are
+multiplied as they are, and only the mini-batches of local training are dense.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from hansa.core.blocks import LoadedBlock, Table
+from hansa.core.coded import Coded
 from hansa.core.contracts import Schema
 from hansa.core.errors import InputError
 from hansa.core.local import Plan, Trained
@@ -27,13 +32,17 @@ from hansa.learners import measures
 from hansa.learners.losses import Loss, loss_named
 from hansa.learners.stacked import train_stacked
 
+STRIPE = 1 << 14
+"""Rows whose losses are taken at a time, so that what is made on the way stays in the processor's cache."""
+
 
 @dataclass(frozen=True)
 class Objective:
-    """Which linear model: its loss by name, the L2 penalty on the scale of the mean loss, and its intercept."""
+    """Which linear model: its loss by name, the penalties on the scale of the mean loss, and its intercept."""
 
     loss: str
     l2: float = 0.0
+    l1: float = 0.0
     epsilon: float = 0.1
     intercept: bool = True
     intercept_scaling: float = 0.0
@@ -46,7 +55,7 @@ class LinearModel:
     objective: Objective
     schema: Schema
     needs: frozenset[str] = frozenset()
-    can: frozenset[str] = field(default=frozenset({"train", "gradient", "hessian"}))
+    can: frozenset[str] = field(default=frozenset({"train", "gradient", "hessian", "parts"}))
 
     @property
     def loss(self) -> Loss:
@@ -56,6 +65,18 @@ class LinearModel:
     def outputs(self) -> int:
         classes = self.schema.classes
         return 1 if classes is None or (len(classes) == 2 and self.objective.loss != "softmax") else len(classes)
+
+    @property
+    def l1(self) -> float:
+        return self.objective.l1
+
+    @property
+    def l2(self) -> float:
+        return self.objective.l2
+
+    @property
+    def intercept(self) -> bool:
+        return self.objective.intercept
 
     def bind(self, schema: Schema) -> LinearModel:
         return LinearModel(self.objective, schema)
@@ -71,12 +92,14 @@ class LinearModel:
 
     def arrays(self, table: Table) -> Table:
         """x to float64 (rows, features); y to class numbers (int64) or float64."""
-        x = np.asarray(table.x, dtype=np.float64).reshape(len(table), -1)
+        # What is computed on split columns needs more of a matrix than codes can do.
+        coded = isinstance(table.x, Coded) and not self.schema.parts
+        x = table.x if coded else np.asarray(table.x, dtype=np.float64).reshape(len(table), -1)
         if table.y is None:
             return Table(x)
         return Table(x, encode(table.y, self.schema.classes))
 
-    def _targets(self, y: np.ndarray) -> np.ndarray:
+    def targets(self, y: np.ndarray) -> np.ndarray:
         """What the loss compares scores with: (..., outputs)."""
         kind = self.loss.target
         if kind == "number":
@@ -110,7 +133,7 @@ class LinearModel:
         scores = x @ params["coef"].transpose(0, 2, 1)
         if self.objective.intercept:
             scores += params["intercept"][:, None, :]
-        targets = self._targets(y)
+        targets = self.targets(y)
         slope = self.loss.slope(scores, targets) * share[..., None]
         gradient = {"coef": slope.transpose(0, 2, 1) @ x}
         if self.objective.intercept:
@@ -123,32 +146,46 @@ class LinearModel:
 
     def _one(self, params: Params, table: Table, *, hessian: bool) -> dict[str, Any]:
         n = len(table)
-        scores, targets = self._scores(params, table.x), self._targets(table.y)
-        value = float(self.loss.value(scores, targets).sum())
-        slope = self.loss.slope(scores, targets) / n
+        value, slope, curve = self._derivatives(params, table, curved=hessian)
+        slope /= n
         gradient = {"coef": slope.T @ table.x} | ({"intercept": slope.sum(axis=0)} if self.objective.intercept else {})
         self._add_penalty_gradient(gradient, params)
         result: dict[str, Any] = {"loss": value, **prefixed(gradient, "gradient")}
-        if hessian:
+        if curve is not None:
             result["objective"] = value / n + self._penalty(params)
-            result["hessian"] = self._hessian(scores, targets, table.x)
+            result["hessian"] = self._hessian(curve, table.x)
         return result
 
-    def _hessian(self, scores: np.ndarray, targets: np.ndarray, x: np.ndarray) -> np.ndarray:
+    def _derivatives(self, params: Params, table: Table, *, curved: bool) -> tuple[float, np.ndarray, np.ndarray | None]:
+        """The sum of the losses; slope and, where asked for, curve of each, (rows, outputs)."""
+        scores, targets = self._scores(params, table.x), self.targets(table.y)
+        slope, curve, value = np.empty_like(scores), np.empty_like(scores) if curved else None, 0.0
+        for start in range(0, len(table), STRIPE):
+            rows = slice(start, start + STRIPE)
+            losses, slope[rows] = self.loss.value_and_slope(scores[rows], targets[rows])
+            value += float(losses.sum())
+            if curve is not None:
+                assert self.loss.curve is not None
+                derived = self.loss.curve_of
+                curve[rows] = self.loss.curve(scores[rows], targets[rows]) if derived is None else derived(slope[rows])
+        return value, slope, curve
+
+    def _hessian(self, curve: np.ndarray, x: Any) -> np.ndarray:
         """Mean Hessian over the flattened params: all of ``coef`` row by row, then ``intercept``."""
-        assert self.loss.curve is not None
         n, k, d = len(x), self.outputs, x.shape[1]
-        curve = self.loss.curve(scores, targets) / n
-        extended = np.hstack([x, np.ones((n, 1))]) if self.objective.intercept else x
-        e = extended.shape[1]
+        curve = curve / n
+        gram = _coded_gram if isinstance(x, Coded) else _gram
+        e = d + 1 if self.objective.intercept else d
         blocks = np.zeros((k, e, k, e))
         for a in range(k):
             for b in range(k) if self.objective.loss == "softmax" else (a,):
                 weight = curve[:, a] * ((a == b) - n * curve[:, b]) if self.objective.loss == "softmax" else curve[:, a]
-                blocks[a, :, b, :] = (extended * weight[:, None]).T @ extended
-        order = np.arange(k * e).reshape(k, e)
-        order = np.concatenate([order[:, :d].ravel(), order[:, d:].ravel()])
-        hessian = blocks.reshape(k * e, k * e)[np.ix_(order, order)]
+                blocks[a, :, b, :] = gram(x, weight, self.objective.intercept)
+        hessian = blocks.reshape(k * e, k * e)
+        if k > 1:
+            order = np.arange(k * e).reshape(k, e)
+            order = np.concatenate([order[:, :d].ravel(), order[:, d:].ravel()])
+            hessian = hessian[np.ix_(order, order)]
         o = self.objective
         scaled = o.l2 / o.intercept_scaling**2 if o.intercept_scaling else 0.0
         hessian[np.diag_indices(k * e)] += np.concatenate([np.full(k * d, o.l2), np.full(k * (e - d), scaled)])
@@ -162,29 +199,57 @@ class LinearModel:
     def gradient(self, params: Params, block: LoadedBlock) -> Update:
         return self._stack([self._one(params, table, hessian=False) for table in block.tables], block)
 
+    def value_and_gradient(self, params: Params, block: LoadedBlock) -> Update:
+        """As :meth:`gradient`, with ``objective`` (clients,), the mean loss with its penalty."""
+        told = self.gradient(params, block)
+        losses, rows = told.metrics["loss"]
+        return Update({"objective": losses / rows + self._penalty(params), **told.values}, told.weight, told.metrics)
+
     def hessian(self, params: Params, block: LoadedBlock) -> Update:
         return self._stack([self._one(params, table, hessian=True) for table in block.tables], block)
 
     def losses(self, candidates: Sequence[Params], block: LoadedBlock) -> Update:
         def mean_loss(params: Params, table: Table) -> float:
-            value = self.loss.value(self._scores(params, table.x), self._targets(table.y)).sum()
+            value = self.loss.value(self._scores(params, table.x), self.targets(table.y)).sum()
             return float(value) / len(table) + self._penalty(params)
 
         return Update({"losses": np.array([[mean_loss(p, t) for p in candidates] for t in block.tables])}, block.weight)
 
+    def columns(self, client: str) -> np.ndarray:
+        return np.array(self.schema.of(client).places, dtype=np.int64)
+
+    def partial(self, params: Params, client: str, x: np.ndarray) -> np.ndarray:
+        part: np.ndarray = x @ params["coef"][:, self.columns(client)].T
+        return part
+
+    def values(self, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        return self.loss.value(scores, targets).sum(axis=-1)
+
+    def slopes(self, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        return self.loss.slope(scores, targets)
+
+    def curvatures(self, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        assert self.loss.curve is not None
+        curve = self.loss.curve(scores, targets)
+        own = curve[:, :, None] * np.eye(self.outputs)
+        return own - curve[:, :, None] * curve[:, None, :] if self.objective.loss == "softmax" else own
+
+    def judge(self, params: Params, scores: np.ndarray, y: np.ndarray) -> Metrics:
+        scores = scores + params["intercept"] if self.intercept else scores
+        return {name: (np.asarray(total), np.asarray(count)) for name, (total, count) in self._measure(scores, y).items()}
+
     def evaluate(self, params: Params, block: LoadedBlock) -> Metrics:
         """loss (without penalty); accuracy and, for two classes, auc; for numbers mse and mae."""
-        return stack([self._measure(params, table) for table in block.tables])
+        return stack([self._measure(self._scores(params, table.x), table.y) for table in block.tables])
 
-    def _measure(self, params: Params, table: Table) -> dict[str, tuple[float, float]]:
-        scores = self._scores(params, table.x)
-        value = float(self.loss.value(scores, self._targets(table.y)).sum())
-        result = {"loss": (value, float(len(table)))}
+    def _measure(self, scores: np.ndarray, y: np.ndarray) -> dict[str, tuple[float, float]]:
+        value = float(self.loss.value(scores, self.targets(y)).sum())
+        result = {"loss": (value, float(len(y)))}
         if self.schema.classes is None:
             predicted = self._mean(scores)
-            return result | {"mse": measures.squared_error(predicted, table.y), "mae": measures.absolute_error(predicted, table.y)}
-        result["accuracy"] = measures.accuracy(self._choose(scores), table.y)
-        return result | ({"auc": measures.concordance(scores[:, 0], table.y)} if self.outputs == 1 else {})
+            return result | {"mse": measures.squared_error(predicted, y), "mae": measures.absolute_error(predicted, y)}
+        result["accuracy"] = measures.accuracy(self._choose(scores), y)
+        return result | ({"auc": measures.concordance(scores[:, 0], y)} if self.outputs == 1 else {})
 
     def _choose(self, scores: np.ndarray) -> np.ndarray:
         return (scores[:, 0] > 0).astype(np.int64) if self.outputs == 1 else scores.argmax(axis=1)
@@ -194,13 +259,29 @@ class LinearModel:
 
     def predict(self, params: Params, x: np.ndarray) -> np.ndarray:
         """Labels for classification, numbers for regression, (rows,)."""
-        scores = self._scores(params, np.asarray(x, dtype=np.float64).reshape(len(x), -1))
+        x = x if isinstance(x, Coded) else np.asarray(x, dtype=np.float64).reshape(len(x), -1)
+        scores = self._scores(params, x)
         if self.schema.classes is None:
             return self._mean(scores)
         return np.asarray(self.schema.classes)[self._choose(scores)]
 
     def export(self, params: Params) -> Any:
         return params
+
+
+def _gram(x: np.ndarray, weight: np.ndarray, intercept: bool) -> np.ndarray:
+    extended = np.hstack([x, np.ones((len(x), 1))]) if intercept else x
+    return np.asarray((extended * weight[:, None]).T @ extended)
+
+
+def _coded_gram(x: Coded, weight: np.ndarray, intercept: bool) -> np.ndarray:
+    own = x.gram(weight)
+    if not intercept:
+        return own
+    extended = np.empty((len(own) + 1, len(own) + 1))
+    extended[:-1, :-1], extended[-1, -1] = own, weight.sum()
+    extended[-1, :-1] = extended[:-1, -1] = weight @ x
+    return extended
 
 
 def encode(y: np.ndarray, classes: tuple[Any, ...] | None) -> np.ndarray:

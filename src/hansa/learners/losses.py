@@ -27,6 +27,12 @@ class Loss:
     value: Callable[[Array, Array], Array]
     slope: Callable[[Array, Array], Array]
     curve: Callable[[Array, Array], Array] | None = None
+    both: Callable[[Array, Array], tuple[Array, Array]] | None = None
+    curve_of: Callable[[Array], Array] | None = None
+
+    def value_and_slope(self, score: Array, target: Array) -> tuple[Array, Array]:
+        """``value`` and ``slope`` at once; ``both`` shares what they have in common. ``curve_of`` is ``curve`` from the slope."""
+        return (self.value(score, target), self.slope(score, target)) if self.both is None else self.both(score, target)
 
 
 def _huber_value(epsilon: float) -> Loss:
@@ -60,11 +66,27 @@ def _modified_huber_slope(s: Array, t: Array) -> Array:
     return np.where(z >= 1, 0.0, np.where(z >= -1, -2 * t * (1 - z), -4 * t))
 
 
+def _log_value_and_slope(s: Array, t: Array) -> tuple[Array, Array]:
+    # One exponential for both, and log1p from the logarithm that NumPy has vectorised, with its rounding error put right.
+    margin = s * t
+    decay = np.exp(-np.abs(margin))
+    whole = 1.0 + decay
+    value = np.log(whole)
+    value += (decay - (whole - 1.0)) / whole
+    value -= np.minimum(margin, 0.0)
+    slope = np.where(margin > 0, decay, 1.0)
+    slope /= whole
+    slope *= -t
+    return value, slope
+
+
 LOG = Loss(
     "margin",
-    lambda s, t: np.logaddexp(0.0, -s * t),
+    lambda s, t: _log_value_and_slope(s, t)[0],
     lambda s, t: -t * expit(-s * t),
     lambda s, t: expit(s) * expit(-s),
+    _log_value_and_slope,
+    lambda slope: np.abs(slope) * (1.0 - np.abs(slope)),
 )
 SOFTMAX = Loss(
     "one_hot",

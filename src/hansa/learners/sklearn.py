@@ -19,8 +19,12 @@ DISTANCES = ("squared_error", "huber", "epsilon_insensitive", "squared_epsilon_i
 SMOOTH = ("log_loss", "softmax", "squared_error", "poisson", "squared_hinge")
 """Losses with a Hessian that Newton's method can use."""
 
+IN_PARTS = ("log_loss", "softmax", "squared_error")
+"""Losses whose second derivative is bounded, so that clients who hold columns can each step at the same time."""
+
 ESTIMATORS = (
-    "LogisticRegression", "SGDClassifier", "LinearSVC", "LinearRegression", "Ridge", "SGDRegressor", "PoissonRegressor",
+    "LogisticRegression", "SGDClassifier", "LinearSVC", "LinearRegression", "Ridge", "Lasso", "ElasticNet", "SGDRegressor",
+    "PoissonRegressor",
 )  # fmt: skip
 
 
@@ -32,7 +36,8 @@ class Sklearn:
     options:    its arguments, where it is given by name: ``{C = 0.5}``.
 
     The penalty is scikit-learn's own: C and Ridge's alpha weigh the penalty against the *sum* of losses over all clients, the alpha
-    of SGD and Poisson models against the mean.
+    of Lasso, ElasticNet, SGD and Poisson models against the mean. With an L1 penalty (Lasso, ElasticNet, LogisticRegression with
+    l1_ratio) the model is for data whose columns are split over the clients.
     """
 
     name: Literal["sklearn"] = field(default="sklearn", kw_only=True)
@@ -79,8 +84,10 @@ class Sklearn:
 
     @property
     def can(self) -> frozenset[str]:
-        smooth = objective_of(self.unfitted, rows=1, classes=(0, 1)).loss in SMOOTH
-        return frozenset({"train", "gradient", "hessian"} if smooth else {"train", "gradient"})
+        objective = objective_of(self.unfitted, rows=1, classes=(0, 1))
+        steps = {"train", "gradient", "hessian"} if objective.loss in SMOOTH else {"train", "gradient"}
+        parts = {"parts"} if objective.loss in IN_PARTS else set()
+        return frozenset(parts if objective.l1 else steps | parts)
 
     def bind(self, schema: Schema) -> BoundSklearn:
         objective = objective_of(self.unfitted, schema.rows, schema.classes)
@@ -100,9 +107,9 @@ class BoundSklearn(LinearModel):
         fitted = clone(self.estimator)
         coef, outputs = np.array(params["coef"]), self.outputs
         intercept = np.array(params["intercept"]) if self.objective.intercept else np.zeros(outputs)
-        flat = type(fitted).__name__ in ("LinearRegression", "Ridge", "PoissonRegressor", "SGDRegressor")
+        scalar = type(fitted).__name__ in ("LinearRegression", "Ridge", "Lasso", "ElasticNet", "PoissonRegressor")
+        flat = scalar or type(fitted).__name__ == "SGDRegressor"
         fitted.coef_ = coef[0] if flat else coef
-        scalar = type(fitted).__name__ in ("LinearRegression", "Ridge", "PoissonRegressor")
         fitted.intercept_ = float(intercept[0]) if scalar else intercept
         fitted.n_features_in_ = coef.shape[1]
         if type(fitted).__name__ == "PoissonRegressor":
@@ -122,7 +129,8 @@ def objective_of(estimator: Any, rows: int, classes: tuple[Any, ...] | None) -> 
     intercept = bool(options["fit_intercept"])
     if kind == "LogisticRegression":
         loss = "softmax" if classes is not None and len(classes) > 2 else "log_loss"
-        return Objective(loss, l2=0.0 if _unpenalised(options) else 1.0 / (options["C"] * rows), intercept=intercept)
+        weight, share = 0.0 if _unpenalised(options) else 1.0 / (options["C"] * rows), _share_of_l1(options)
+        return Objective(loss, l2=(1.0 - share) * weight, l1=share * weight, intercept=intercept)
     if kind == "LinearSVC":
         return Objective(
             options["loss"], l2=1.0 / (options["C"] * rows), intercept=intercept, intercept_scaling=options["intercept_scaling"]
@@ -132,7 +140,15 @@ def objective_of(estimator: Any, rows: int, classes: tuple[Any, ...] | None) -> 
         return Objective(options["loss"], l2=l2, epsilon=options["epsilon"], intercept=intercept)
     if kind == "PoissonRegressor":
         return Objective("poisson", l2=options["alpha"], intercept=intercept)
+    if kind in ("Lasso", "ElasticNet"):
+        share = options.get("l1_ratio", 1.0)
+        return Objective("squared_error", l2=(1.0 - share) * options["alpha"], l1=share * options["alpha"], intercept=intercept)
     return Objective("squared_error", l2=options.get("alpha", 0.0) / rows, intercept=intercept)
+
+
+def _share_of_l1(options: Mapping[str, Any]) -> float:
+    named = {"l1": 1.0, "l2": 0.0}.get(options.get("penalty", "deprecated"))
+    return float(options.get("l1_ratio") or 0.0) if named is None else named
 
 
 def _unpenalised(options: Mapping[str, Any]) -> bool:
@@ -148,10 +164,8 @@ def _refuse(kind: str, options: Mapping[str, Any], classes: tuple[Any, ...] | No
     if options.get("positive"):
         refuse("positive", "is a constraint that gradient methods do not keep", "write positive = False")
     penalty = options.get("penalty", "deprecated")
-    if penalty not in ("deprecated", "l2", None):
+    if kind != "LogisticRegression" and penalty not in ("deprecated", "l2", None):
         refuse("penalty", "is not smooth", "write penalty = 'l2', or None")
-    if kind == "LogisticRegression" and penalty == "deprecated" and options.get("l1_ratio"):
-        refuse("l1_ratio", "is not smooth", "write l1_ratio = 0")
     if kind == "LinearSVC" and options["multi_class"] != "ovr":
         refuse("multi_class", "is not a sum over classes", "write multi_class = 'ovr'")
     if kind in ("SGDClassifier", "SGDRegressor"):

@@ -49,7 +49,7 @@ class TorchLearner:
     batch: Literal["auto", "stacked", "one_by_one"] = "auto"
     name: Literal["torch"] = field(default="torch", kw_only=True)
 
-    can: frozenset[str] = field(default=frozenset({"train", "gradient"}), init=False, repr=False)
+    can: frozenset[str] = field(default=frozenset({"train", "gradient", "gang"}), init=False, repr=False)
 
     def __post_init__(self) -> None:
         refuse_unknown(self.loss, self.metrics)

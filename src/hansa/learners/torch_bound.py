@@ -26,13 +26,15 @@ import torch
 from torch import Tensor, nn
 
 from hansa.core.blocks import LoadedBlock, Table
-from hansa.core.contracts import Schema
+from hansa.core.contracts import Collectives, Schema
 from hansa.core.errors import InputError
 from hansa.core.local import Plan, Trained
 from hansa.core.metrics import Metrics, stack
 from hansa.core.params import Kinds, Params
 from hansa.core.randomness import derive
+from hansa.core.synchrony import GangCall, Trainer
 from hansa.core.updates import Update, prefixed
+from hansa.core.worker import Worker
 from hansa.learners.linear import encode
 from hansa.learners.tasks import refuse_labels, refuse_outputs
 from hansa.learners.torch import TorchLearner
@@ -67,9 +69,18 @@ class BoundTorch:
 
     @cached_property
     def model(self) -> Model:
-        device = device_named(self.options.device)
+        return self.fresh(device_named(self.options.device))
+
+    def fresh(self, device: torch.device) -> Model:
+        """A module that nobody else has, on a device."""
         with scoped(device):
             return Model(self._built(derive(0, "module")), device)
+
+    def assembled(self, call: GangCall, worker: Worker, schema: Schema, gang: Collectives) -> Trainer:
+        """This member's part of a gang that trains the module; all members call it. InputError as :class:`Member` raises it."""
+        from hansa.learners.parallel.member import Member
+
+        return Member(self, call, worker, schema, gang)
 
     @cached_property
     def row_loss(self) -> RowLoss:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 WIDTH: Final = 400
 _MOST_POINTS: Final = 400  # of a line: more than there are pixels
+_MOST_BARS: Final = 60  # of a bar chart by round
 _MOST_DOTS: Final = 1000  # of a scatter plot, to bound the report's size
 _SPLIT: Final = {"test": "s0", "validation": "s1", "train": "s8", "central": "s3"}
 _MARKERS: Final = "osD^vPX*"
@@ -73,6 +74,33 @@ def _write_ends(drawing: Drawing, ends: Mapping[str, str], heights: Mapping[str,
                 [1 + (x - 1) * 0.2, 1 + (x - 1) * 0.8], [heights[split], placed], color=COLOURS[colour], linewidth=1,
                 transform=drawing.axes.get_yaxis_transform(), clip_on=False,
             )  # fmt: skip
+
+
+def time_parts(key: str, parts: Mapping[str, Sequence[float]]) -> Markup:
+    """Seconds of each part of a round's time, stacked, by round: ``parts`` has ``round`` and equally long lists by the parts' names."""
+    rounds = np.asarray(parts["round"])
+    names = [name for name in parts if name != "round"]
+    groups = np.array_split(
+        np.arange(len(rounds)), min(len(rounds), _MOST_BARS)
+    )  # means of neighbours, where there are more than pixels
+    x = np.array([rounds[group].mean() for group in groups])
+    heights = np.array([[np.asarray(parts[name])[group].mean() for group in groups] for name in names])
+    scale, unit = (1e3, "ms") if heights.sum(axis=0).max() < 1 else (1.0, "s")
+    drawing = Drawing(WIDTH, 200, (46, 16, 10, 34))
+    axes = drawing.axes
+    drawing.grid("y")
+    width = 0.86 * (float(np.diff(x).min()) if len(x) > 1 else 1.0)
+    bottom = np.zeros(len(x))
+    for place, row in enumerate(heights * scale):
+        axes.bar(x, row, width, bottom=bottom, color=COLOURS[SERIES[place]], linewidth=0)
+        bottom += row
+    axes.set_xlim(x[0] - width, x[-1] + width)
+    axes.xaxis.set_major_locator(_locator(6, integer=True))
+    axes.yaxis.set_major_locator(_locator(4))
+    axes.set_xlabel("round", fontsize=FONT, color=COLOURS["muted"], labelpad=2)
+    axes.set_ylabel(unit, fontsize=FONT, color=COLOURS["muted"], labelpad=2)
+    said = ", ".join(f"{name} {number(float(np.mean(parts[name])) * scale)} {unit}" for name in names)
+    return drawing.svg(key, f"Time of a round by what it went into. In the mean: {said}.")
 
 
 def times(key: str, label: str, names: Sequence[str], values: Sequence[float], told: Sequence[str], unit: str) -> Markup:

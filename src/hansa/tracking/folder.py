@@ -79,12 +79,16 @@ class RunFolder:
         stem = f"{now:%Y-%m-%d-%H%M%S}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.')[:60] or 'run'}"
         folder = cls(_make_folder(root, stem))
         folder.lock()
-        folder.write_text("job.toml", job_text)
-        folder.write_json("environment.json", environment())
-        folder.write_text("metrics.jsonl", "")
-        started = now.isoformat(timespec="seconds")
-        folder.write_json("status.json", {"status": "running", "error": None, "started": started, "seconds": 0.0, "rounds": 0})
+        folder.begin(job_text)
         return folder
+
+    def begin(self, job_text: str) -> None:
+        """Write what a run's folder has before its first round. The lock must be held."""
+        self.write_text("job.toml", job_text)
+        self.write_json("environment.json", environment())
+        self.write_text("metrics.jsonl", "")
+        started = datetime.now().astimezone().isoformat(timespec="seconds")
+        self.write_json("status.json", {"status": "running", "error": None, "started": started, "seconds": 0.0, "rounds": 0})
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:

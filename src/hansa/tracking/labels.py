@@ -9,7 +9,7 @@ _NAMES: Final = {
     "auc": "AUC", "mse": "Mean squared error", "mae": "Mean absolute error", "rmse": "Root mean squared error", "r2": "R²",
     "loss": "Loss", "f1": "F1", "gradient_norm": "Gradient norm",
 }  # fmt: skip
-_LOWER: Final = ("loss", "error", "mse", "mae", "rmse", "brier", "deviance", "perplexity", "norm", "seconds", "bytes")
+_LOWER: Final = ("loss", "error", "mse", "mae", "rmse", "brier", "deviance", "perplexity", "norm", "seconds", "bytes", "inertia")
 
 
 def metric_name(name: str) -> str:

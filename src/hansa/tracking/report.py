@@ -8,6 +8,7 @@ clients.json      {"split": "test", "metrics": {id: {metric: value, ..., "rows":
 sharing.json      {"left_the_clients": [...], "stayed": [...], "guarantees": [{"transform", "guarantee"}]}
 comparison.json   {"metrics": [...], "clients": [...], "sentence": "...",
                   "rows": [{"name", "values": {metric: {client or "overall": [mean, standard error]}}}]}
+table.json        of a search or of one model per client, see :mod:`hansa.trials` and :mod:`hansa.each`
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ def contents(folder: RunFolder) -> dict[str, Any]:
         "headline": sections.headline(clients, records),
         "comparison": sections.comparison(optional("comparison.json")),
         "curves": sections.curves(records) + sections.virtual_time(records, job),
+        "fits": sections.fits(optional("table.json")),
+        "timing": sections.timing(records, job, optional("environment.json")),
         "clients": sections.clients(clients, description),
         "data": sections.data(description),
         "sharing": sections.sharing(optional("sharing.json"), records),

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from hansa.tracking import figures, labels, progress
+from hansa.tracking import advice, figures, labels, progress
 
 FEW: Final = 30
 """Up to so many clients, each is named in every figure and table; beyond, their distribution and both ends are shown."""
@@ -19,6 +19,7 @@ _ENDS: Final = 10
 _MOST_BARS: Final = 8  # labels that colours can tell apart
 _MOST_FAILURES: Final = 20
 _MOST_GROUPS: Final = 12
+_MOST_ROWS: Final = 100  # of a table of fits; its file holds all
 _SPLITS: Final = ("test", "validation", "central", "train")
 _UNITS: Final = (("days", 86_400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
 
@@ -79,6 +80,67 @@ def virtual_time(records: list[dict[str, Any]], job: Mapping[str, Any]) -> list[
         svg = figures.times("clock1", title, names, [row["seconds"] / seconds for row in reached], told, unit)
         panels.append({"name": title, "svg": svg})
     return panels
+
+
+def timing(records: list[dict[str, Any]], job: Mapping[str, Any], environment: Any) -> dict[str, Any] | None:
+    """Where the rounds' time went, and what would take less."""
+    told = advice.shares(records)
+    if not told:
+        return None
+    return {
+        "svg": figures.time_parts("time0", told), "parts": advice.means(told),
+        "advice": advice.advice(records, job, (environment or {}).get("usable_cores") or 1),
+    }  # fmt: skip
+
+
+def fits(told: Any) -> dict[str, Any] | None:
+    """The table of a search, the best settings first, or of one model per client, those that failed first."""
+    if not told or not told.get("table"):
+        return None
+    return _settings(told) if "by" in told else _models(told["table"])
+
+
+def _settings(told: Mapping[str, Any]) -> dict[str, Any]:
+    table, by = told["table"], told["by"]
+    down = labels.lower_is_better(by)
+    ordered = sorted(table, key=lambda row: _rank(math.nan if row["mean"] is None else row["mean"], down))
+    paths = list(table[0]["settings"])
+    rows = [
+        {
+            "texts": [str(row["settings"][path]) for path in paths],
+            "numbers": [labels.number(row["mean"]) + (f" ± {labels.number(row['error'])}" if row["error"] else "")],
+            "said": row["failure"],
+        }
+        for row in ordered
+    ]
+    judged = f"{told['folds']} folds of every client’s training rows" if told["folds"] else "the validation rows"
+    return {
+        "title": "Settings", "note": f"{len(table)} settings, judged on {judged}; the best first.", "texts": paths,
+        "numbers": [labels.metric_name(by)], "rows": rows[:_MOST_ROWS], "more": max(0, len(rows) - _MOST_ROWS),
+    }  # fmt: skip
+
+
+def _models(table: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    names = list(dict.fromkeys(name for row in table for name in row["metrics"]))
+    failed = [row for row in table if row["status"] == "failed"]
+    rows = [
+        {
+            "texts": [row["client"]],
+            "numbers": [
+                labels.count(row["rows"]),
+                labels.count(row["rounds"]),
+                *(labels.number(row["metrics"].get(n)) for n in names),
+            ],
+            "said": row["ended"] if row["status"] == "failed" else "",
+        }
+        for row in [*failed, *(row for row in table if row["status"] != "failed")]
+    ]
+    judged = "; metrics of each client’s own test rows" if names else ""
+    return {
+        "title": "Models", "note": f"{len(table) - len(failed)} models for {len(table)} clients{judged}.", "texts": ["client"],
+        "numbers": ["rows", "rounds", *map(labels.metric_name, names)], "rows": rows[:_MOST_ROWS],
+        "more": max(0, len(rows) - _MOST_ROWS),
+    }  # fmt: skip
 
 
 def watched(records: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any]) -> str | None:
@@ -195,9 +257,10 @@ def data(description: Any) -> dict[str, Any] | None:
     if len(names) > FEW:
         shown.append(("Sizes of the clients", figures.histogram("sizes", "rows of the client", sizes)))
     splits = list(dict.fromkeys(s for c in clients.values() for s, n in c.get("rows", {}).items() if n))
+    counted = list(clients.values())[: 1 if description.get("columns") else None]  # rows that all clients share count once
     return {
         "figures": shown, "legend": legend, "clients": len(names), "features": len(description.get("features") or []),
-        "rows": {split: sum(c.get("rows", {}).get(split) or 0 for c in clients.values()) for split in splits},
+        "rows": {split: sum(c.get("rows", {}).get(split) or 0 for c in counted) for split in splits},
         "smallest": min(sizes), "largest": max(sizes), "task": description.get("task"),
         "table": [(name, [client.get("rows", {}).get(split, 0) for split in splits]) for name, client in clients.items()]
         if len(names) <= FEW else [],

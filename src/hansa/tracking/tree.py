@@ -1,12 +1,9 @@
 """A whole run state as one safetensors file.
 
-A tree is made of nested dictionaries with string keys, lists and tuples; its leaves are arrays, NumPy scalars, or None, bool, int,
-float and str. In the file
+What a tree may hold says :mod:`hansa.core.tree`. In the file
 
-- every array is a tensor, named by its path as a JSON pointer (RFC 6901): ``/params/layer.0~1weight`` is the entry
-  ``layer.0/weight`` of ``params``. A ``~`` of a key is written ``~0`` and a ``/`` is written ``~1``, so no two paths share a name;
-- everything else is JSON in the metadata entry ``tree``; a float that JSON does not know is ``{"float": "nan"}``, a dictionary
-  ``{"dict": {...}}`` and a tensor ``{"array": name}``, so that no value can be mistaken for another;
+- every array is a tensor, named by its path;
+- everything else is JSON in the metadata entry ``tree``;
 - the metadata begins with ``sha256``, the digest of the whole file with 64 zeros in the digest's place. Any change of any byte is
   found before anything is used. It finds damage; it is not a signature.
 
@@ -22,22 +19,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from array_api_compat import is_array_api_obj
 
 from hansa.core.errors import InputError
+from hansa.core.tree import DTYPES, as_array, decode, encode
 from hansa.tracking.files import replace_file
 
 _FORMAT: Final = "1"
 _START: Final = b'{"__metadata__":{"sha256":"'
 _NO_DIGEST: Final = b"0" * 64
-_DTYPES: Final = {
-    np.dtype(name): code
-    for name, code in [
-        ("float64", "F64"), ("float32", "F32"), ("float16", "F16"), ("bool", "BOOL"),
-        ("int64", "I64"), ("int32", "I32"), ("int16", "I16"), ("int8", "I8"),
-        ("uint64", "U64"), ("uint32", "U32"), ("uint16", "U16"), ("uint8", "U8"),
-    ]
-}  # fmt: skip
 
 
 def save_tree(path: Path | str, tree: Mapping[str, Any]) -> None:
@@ -46,7 +35,7 @@ def save_tree(path: Path | str, tree: Mapping[str, Any]) -> None:
     Raises :class:`InputError` for a leaf that is none of the kinds above, naming its path.
     """
     arrays: dict[str, np.ndarray] = {}
-    text = json.dumps(_encode(tree, "", arrays), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(encode(tree, "", arrays), allow_nan=False, separators=(",", ":"))
     save_arrays(path, arrays, {"hansa": _FORMAT, "tree": text})
 
 
@@ -61,13 +50,13 @@ def load_tree(path: Path | str) -> dict[str, Any]:
             f"damaged file {path}: it holds no state of a run in format {_FORMAT} (format {metadata.get('hansa')!r}); "
             "read it with the version of hansa that wrote it"
         )
-    tree: dict[str, Any] = _decode(json.loads(metadata["tree"]), arrays)
+    tree: dict[str, Any] = decode(json.loads(metadata["tree"]), arrays)
     return tree
 
 
 def save_arrays(path: Path | str, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
     """Write named arrays as a safetensors file that any reader of the format opens, with its digest in the metadata."""
-    ready = {name: _array(value, name) for name, value in arrays.items()}
+    ready = {name: as_array(value, name) for name, value in arrays.items()}
     if "__metadata__" in ready:
         raise InputError("an array is named '__metadata__', which safetensors keeps for itself; rename it")
     for name in ready:
@@ -79,7 +68,7 @@ def save_arrays(path: Path | str, arrays: Mapping[str, Any], metadata: Mapping[s
     start = 0
     for name, array in ordered:
         stop = start + array.nbytes
-        header[name] = {"dtype": _DTYPES[array.dtype], "shape": list(array.shape), "data_offsets": [start, stop]}
+        header[name] = {"dtype": DTYPES[array.dtype], "shape": list(array.shape), "data_offsets": [start, stop]}
         start = stop
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -120,62 +109,3 @@ def _check_digest(path: Path) -> None:
         raise InputError(
             f"damaged file {path}: its content does not match its SHA-256 digest; restore it from a backup, or run the job again"
         )
-
-
-def _encode(node: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
-    if isinstance(node, str):
-        return str(node)
-    if isinstance(node, np.generic):
-        # Not as a Python number: a NumPy scalar decides the dtype of what it is multiplied with, a Python number does not.
-        arrays[path] = _array(np.asarray(node), path)
-        return {"scalar": path}
-    if node is None or isinstance(node, bool | int):
-        return node
-    if isinstance(node, float):
-        return node if np.isfinite(node) else {"float": repr(node)}
-    if isinstance(node, Mapping):
-        return {"dict": {key: _encode(value, f"{path}/{_token(key, path)}", arrays) for key, value in node.items()}}
-    if isinstance(node, list | tuple):
-        items = [_encode(value, f"{path}/{position}", arrays) for position, value in enumerate(node)]
-        return items if isinstance(node, list) else {"tuple": items}
-    arrays[path] = _array(node, path)
-    return {"array": path}
-
-
-def _token(key: Any, path: str) -> str:
-    if not isinstance(key, str):
-        raise InputError(f"entry {path!r}: the key {key!r} is of type {type(key).__name__}; keys must be text, write str(...)")
-    return key.replace("~", "~0").replace("/", "~1")
-
-
-def _array(value: Any, name: str) -> np.ndarray:
-    if not is_array_api_obj(value):
-        raise InputError(
-            f"entry {name!r}: a {type(value).__name__} cannot be saved; keep arrays, numbers, text, lists and dictionaries of them"
-        )
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-    try:
-        array = np.asarray(value, order="C")
-    except TypeError as error:  # PyTorch has dtypes that NumPy lacks
-        raise InputError(f"entry {name!r}: {value.dtype} has no NumPy equal; convert it to float32 before it is saved") from error
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    if array.dtype not in _DTYPES:
-        allowed = ", ".join(str(dtype) for dtype in _DTYPES)
-        raise InputError(f"entry {name!r}: an array of dtype {array.dtype} cannot be saved (allowed: {allowed}); convert it first")
-    return array
-
-
-def _decode(node: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    if isinstance(node, list):
-        return [_decode(item, arrays) for item in node]
-    if not isinstance(node, dict):
-        return node
-    ((kind, value),) = node.items()
-    if kind == "dict":
-        return {key: _decode(item, arrays) for key, item in value.items()}
-    if kind == "array":
-        return arrays[value]
-    if kind == "scalar":
-        return arrays[value][()]
-    return float(value) if kind == "float" else tuple(_decode(item, arrays) for item in value)
