@@ -144,7 +144,7 @@ def mistaken(draw: st.DrawFn, tree: Any) -> Any:
             inside = inside[key]
         match draw(st.integers(0, 5)):
             case 0:
-                inside[last] = draw(ODD)
+                inside[last] = copy.deepcopy(draw(ODD))
             case 1:
                 inside[last] = draw(ODD_ARRAYS)
             case 2:
@@ -154,7 +154,7 @@ def mistaken(draw: st.DrawFn, tree: Any) -> Any:
             case 4 if isinstance(inside, dict):
                 inside |= {last: inside.pop(last)}
             case _:
-                inside[last] = [inside[last], inside[last]]
+                inside[last] = [inside[last], copy.deepcopy(inside[last])]
     return tree
 
 

@@ -42,7 +42,8 @@ class ServerFigures:
         """liveness: seconds without a byte after which a client no longer counts as heard of."""
         self.registry = CollectorRegistry()
         self._state, self._presence, self._audit, self._liveness = state, presence, audit, liveness
-        call, given = ("method", "code"), {"registry": self.registry}
+        call = ("method", "code")
+        given: dict[str, Any] = {"registry": self.registry}
         self.calls = Counter("hansa_rpc_handled", "Calls that have ended, by gRPC status.", call, **given)
         self.seconds = Histogram("hansa_rpc_seconds", "How long calls took, waiting included.", call, buckets=CALLS, **given)
         self.open_calls = Gauge("hansa_rpc_open", "Calls that are being answered.", ("method",), **given)

@@ -32,7 +32,7 @@ from hansa.learners import measures
 from hansa.learners.losses import Loss, loss_named
 from hansa.learners.stacked import train_stacked
 
-STRIPE = 1 << 14
+STRIPE = 1 << 12
 """Rows whose losses are taken at a time, so that what is made on the way stays in the processor's cache."""
 
 

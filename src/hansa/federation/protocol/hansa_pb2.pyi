@@ -1,8 +1,7 @@
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -52,7 +51,7 @@ class NextReply(_message.Message):
     wanted: _containers.RepeatedScalarFieldContainer[str]
     idle: bool
     strange: _containers.RepeatedCompositeFieldContainer[Strange]
-    def __init__(self, tasks: _Optional[_Iterable[_Union[Task, _Mapping]]] = ..., wanted: _Optional[_Iterable[str]] = ..., idle: _Optional[bool] = ..., strange: _Optional[_Iterable[_Union[Strange, _Mapping]]] = ...) -> None: ...
+    def __init__(self, tasks: _Optional[_Iterable[_Union[Task, _Mapping]]] = ..., wanted: _Optional[_Iterable[str]] = ..., idle: bool = ..., strange: _Optional[_Iterable[_Union[Strange, _Mapping]]] = ...) -> None: ...
 
 class Strange(_message.Message):
     __slots__ = ("name", "why")
@@ -118,7 +117,7 @@ class Failure(_message.Message):
     message: str
     traceback: str
     bad_input: bool
-    def __init__(self, kind: _Optional[str] = ..., message: _Optional[str] = ..., traceback: _Optional[str] = ..., bad_input: _Optional[bool] = ...) -> None: ...
+    def __init__(self, kind: _Optional[str] = ..., message: _Optional[str] = ..., traceback: _Optional[str] = ..., bad_input: bool = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("rule", "message")
@@ -134,7 +133,7 @@ class ReportReply(_message.Message):
     WANTED_FIELD_NUMBER: _ClassVar[int]
     used: bool
     wanted: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, used: _Optional[bool] = ..., wanted: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, used: bool = ..., wanted: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PutBlobRequest(_message.Message):
     __slots__ = ("blob", "data")
@@ -150,7 +149,7 @@ class PutBlobReply(_message.Message):
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
     offset: int
     complete: bool
-    def __init__(self, offset: _Optional[int] = ..., complete: _Optional[bool] = ...) -> None: ...
+    def __init__(self, offset: _Optional[int] = ..., complete: bool = ...) -> None: ...
 
 class GetBlobRequest(_message.Message):
     __slots__ = ("digest", "offset")

@@ -5,7 +5,7 @@ import warnings
 
 from hansa.federation.protocol import hansa_pb2 as hansa_dot_federation_dot_protocol_dot_hansa__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.66.2'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in hansa/federation/protocol/hansa_pb2_grpc.py depends on'
+        + f' but the generated code in hansa/federation/protocol/hansa_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class FederationStub:
+class FederationStub(object):
     """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
@@ -61,7 +61,7 @@ class FederationStub:
                 _registered_method=True)
 
 
-class FederationServicer:
+class FederationServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Join(self, request, context):
@@ -135,7 +135,7 @@ def add_FederationServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class Federation:
+class Federation(object):
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod
@@ -274,7 +274,7 @@ class Federation:
             _registered_method=True)
 
 
-class AdministrationStub:
+class AdministrationStub(object):
     """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
@@ -320,7 +320,7 @@ class AdministrationStub:
                 _registered_method=True)
 
 
-class AdministrationServicer:
+class AdministrationServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Submit(self, request, context):
@@ -411,7 +411,7 @@ def add_AdministrationServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class Administration:
+class Administration(object):
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod
