@@ -8,8 +8,6 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import hansa
-from hansa.algorithms.synchronous import Synchronous
-from hansa.core.synchrony import Layout
 
 
 def main(directory: str = "runs") -> hansa.Run:
@@ -23,7 +21,7 @@ def main(directory: str = "runs") -> hansa.Run:
         partition=hansa.IID(clients=4),
         learner=module,
         # A round is one pass over all rows. Layout(shard=2), (tensor=2) and (pipeline=2) give the same model, up to rounding.
-        algorithm=Synchronous(batch_size=32, optimizer="AdamW", learning_rate=3e-3, parallel=Layout(data=2)),
+        algorithm=hansa.Synchronous(batch_size=32, optimizer="AdamW", learning_rate=3e-3, parallel=hansa.Layout(data=2)),
         engine=hansa.Processes(workers=2),
         rounds=hansa.Rounds(count=6),
         evaluation=hansa.Evaluation(every=3),

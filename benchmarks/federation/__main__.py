@@ -41,8 +41,7 @@ class Load:
         return sum((a + 1) * b for a, b in pairwise(widths))
 
 
-LOADS = (
-    Load("20 clients", 20, (200, 200)),Load("1,000 clients", 1000, (200, 200)), Load("100 clients", 100, (1024, 832)))
+LOADS = (Load("1,000 clients", 1000, (200, 200)), Load("100 clients", 100, (1024, 832)))
 
 
 @dataclass

@@ -18,7 +18,7 @@ import hansa
 from benchmarks.__main__ import interpreter
 
 ROOT = Path(__file__).parents[2]
-LINK, FLEET, CONTROL, NODE = 28091, 28092, 28093, 28100
+LINK, NODE = 28091, 28100
 LIMIT = 600.0
 
 
@@ -32,7 +32,7 @@ def flower(nodes: int, rounds: int) -> list[float]:
     single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     with tempfile.TemporaryDirectory() as folder:
         home, marks = Path(folder), Path(folder) / "marks"
-        settings = {"superlink": {"default": "bench", "bench": {"address": f"127.0.0.1:{CONTROL}", "insecure": True}}}
+        settings = {"superlink": {"default": "bench", "bench": {"address": f"127.0.0.1:{LINK}", "insecure": True}}}
         (home / "config.toml").write_text(tomli_w.dumps(settings))
         path = f"{binaries}{os.pathsep}{os.environ['PATH']}"
         environment = {**os.environ, **single, "FLWR_HOME": folder, "FLWR_TELEMETRY_ENABLED": "0", "PATH": path}
@@ -42,10 +42,7 @@ def flower(nodes: int, rounds: int) -> list[float]:
                 command = [str(binaries / name), *arguments]
                 return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
-        link = start(
-            "flower-superlink", "--insecure", "--disable-runtime-dependency-installation", "--port", str(LINK),
-            "--fleet-api-address", f"127.0.0.1:{FLEET}", "--control-api-address", f"127.0.0.1:{CONTROL}",
-        )  # fmt: skip
+        link = start("flower-superlink", "--insecure", "--disable-runtime-dependency-installation", "--port", str(LINK))
         time.sleep(5)
         running = [link]
         for node in range(nodes):
@@ -55,7 +52,7 @@ def flower(nodes: int, rounds: int) -> list[float]:
                     "flower-supernode",
                     "--insecure",
                     "--superlink",
-                    f"127.0.0.1:{FLEET}",
+                    f"127.0.0.1:{LINK}",
                     "--port",
                     str(NODE + node),
                     "--node-config",
@@ -65,13 +62,15 @@ def flower(nodes: int, rounds: int) -> list[float]:
         try:
             time.sleep(5)
             config = f'rounds={rounds} nodes={nodes} marks="{marks}" root="{ROOT}"'
-            app = str(Path(__file__).parent / "flower_app")
+            app = str(Path(__file__).parent / "flower-app")
             asked = subprocess.run(
                 [str(binaries / "flwr"), "run", app, "bench", "--run-config", config],
                 env=environment,
                 capture_output=True,
                 text=True,
             )
+            if asked.returncode:
+                raise RuntimeError(f"flwr run: {asked.stdout}{asked.stderr}")
             until = time.monotonic() + LIMIT
             while time.monotonic() < until:
                 times = [float(line.split()[1]) for line in marks.read_text().splitlines()] if marks.exists() else []

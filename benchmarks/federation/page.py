@@ -17,15 +17,16 @@ def page(loads: dict[str, dict[str, Any]], beside: dict[int, dict[str, Any]], ro
         "",
         "Written by `make bench-federation`; do not edit.",
         "",
-        f"Machine: {platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}; Python {platform.python_version()}, "
-        f"{versions}. Server, clients and network are all on it (loopback), and share its cores. TLS with a certificate for every client; "
-        "SQLite with full synchronisation; every result is verified, durable on disk and checked against the model before it is acknowledged.",
+        f"Machine: {platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}; Python "
+        f"{platform.python_version()}, {versions}. Server, clients and network are all on it (loopback), and share its cores. TLS with a "
+        "certificate for every client; SQLite with full synchronisation; every result is verified, durable on disk and checked against "
+        "the model before it is acknowledged.",
         "",
         "## Load",
         "",
         "Every client is connected all the time and takes part in every round; it fetches the model, and sends an update of the same size "
-        "that it made beforehand. *Limit*: the same bytes down and up over as many connections, by gRPC streaming with TLS and nothing else. "
-        f"Medians of {rounds - 1} rounds after one that warms up.",
+        "which takes it no training. *Limit*: the same bytes down and up over as many connections, by gRPC streaming with TLS and nothing "
+        f"else. Medians of {rounds - 1} rounds after one that warms up.",
         "",
         "| | parameters | round, s | rounds a minute | of the limit | `Next` p50 / p99, s | upload p50 / p99, s | server CPU a round, s | "
         "server memory, MB |",

@@ -17,7 +17,8 @@ The public API, all of it:
     GradientDescent, Newton, LBFGS          descent on sums; CoordinateDescent, SharingADMM for columns that are split
     Lloyd, PrincipalComponents, Forest      k-means, principal components, forests
     Synchronous, DiLoCo, Layout             PyTorch modules in gangs
-    Sklearn, TorchLearner, JaxLearner, MLP  learners; Forests, OneVsRest; estimators and modules may also be given to a job as they are
+    Sklearn, TorchLearner, JaxLearner, MLP  learners; Forests, OneVsRest, KMeans, PCA; estimators and modules may also be given as they
+                                            are
     Inline, Processes                       engines on this machine
     Dask, Ray, Spark, Torchrun              engines on clusters
     Server, Client, Relay, Admin, Policy    organisations that train together over the network; Federation and Elsewhere are the
@@ -61,6 +62,7 @@ _PUBLIC = {
     "InputError": "hansa.core.errors",
     "JaxLearner": "hansa.learners.jax",
     "Job": "hansa.job",
+    "KMeans": "hansa.learners.kmeans",
     "LBFGS": "hansa.algorithms.lbfgs",
     "Layout": "hansa.core.synchrony",
     "Lloyd": "hansa.algorithms.lloyd",
@@ -69,6 +71,7 @@ _PUBLIC = {
     "Models": "hansa.each",
     "Newton": "hansa.algorithms.newton",
     "OneVsRest": "hansa.learners.one_vs_rest",
+    "PCA": "hansa.learners.pca",
     "Parts": "hansa.data.parts",
     "Policy": "hansa.federation.policy",
     "PrincipalComponents": "hansa.algorithms.principal_components",

@@ -21,7 +21,8 @@ LOCAL = hansa.Local(epochs=2, batch_size=16, learning_rate=0.1)
 
 def played(given: hansa.Job, folder: Path, policies: dict[str, Policy] | None = None, **options: Any) -> hansa.Run:
     with Server(served(given, **options), home=folder / "server", listen="127.0.0.1:0", quiet=True) as server:
-        with threads(joined(server, given, folder), policies):
+        homes = joined(server, given, folder)
+        with threads(homes, policies):
             return server.train()
 
 
@@ -77,7 +78,8 @@ def test_a_clients_traceback_reaches_the_server_once(tmp_path: Path, monkeypatch
 def without_the_last(given: hansa.Job, folder: Path, **options: Any) -> hansa.Run:
     """A run whose last client falls silent after the first round."""
     with Server(served(given, **options), home=folder / "server", listen="127.0.0.1:0", quiet=True) as server:
-        with threads(joined(server, given, folder)) as clients:
+        homes = joined(server, given, folder)
+        with threads(homes) as clients:
 
             def leave() -> None:
                 until(lambda: server.run_id and server.office.state.run(server.run_id).round >= 1)
@@ -94,7 +96,7 @@ def without_the_last(given: hansa.Job, folder: Path, **options: Any) -> hansa.Ru
 
 def test_a_round_closes_at_its_deadline_and_says_so(tmp_path: Path) -> None:
     """A client that falls silent does not hold up the others, neither in a round nor at an evaluation."""
-    done = without_the_last(job(rounds=hansa.Rounds(count=4, block=1, quorum=0.5)), tmp_path, deadline=2.0)
+    done = without_the_last(job(rounds=hansa.Rounds(count=2, block=1, quorum=0.5)), tmp_path, deadline=2.0)
     assert done.history[0]["clients"] == 4 and done.history[-1]["clients"] == 3
     assert "deadline" in str(done.history[-1]["failures"])
     assert set(done.by_client) == set(NAMES[:3])
@@ -106,7 +108,7 @@ def test_enough_results_close_a_round(tmp_path: Path) -> None:
 
 
 def test_a_client_that_is_never_heard_again_is_lost(tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match="client-003.*no byte for 2 s"):
+    with pytest.raises(RunFailed, match=r"client-003.*no byte for 2 s"):
         without_the_last(job(count=500), tmp_path, liveness=2.0)
 
 

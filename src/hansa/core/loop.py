@@ -190,7 +190,10 @@ class Harvest:
         self._tree = Tree(len(exchange.blocks))
 
     def add(self, number: int, result: Result) -> None:
-        """Take the result of a block; where it is absorbed, that of another block has it in it. Raises the run's error for the first failure where every client is needed."""
+        """Take the result of a block; where it is absorbed, that of another block has it in it.
+
+        Raises the run's error for the first failure where every client is needed.
+        """
         if isinstance(result, Failure):
             self._failures[number] = result
             if self.exchange.quorum >= 1.0:

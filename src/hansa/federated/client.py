@@ -29,6 +29,7 @@ from hansa.federation.identity import Credentials, Identity, read_token, request
 from hansa.federation.link import Link
 from hansa.federation.policy import Ask, Policy
 from hansa.federation.protocol import hansa_pb2 as pb
+from hansa.federation.served import Served
 from hansa.job import Job
 from hansa.options import build
 
@@ -168,9 +169,10 @@ class Client:
             with Audit.open(self.home.path / "audit.jsonl") as audit:
                 self._watched = watched = WatchedClient(self._metrics).start()
                 self._link = link = Link(self.addresses, self._credentials, self.name, through=watched.through)
-                if self._credentials is not None:
-                    self._renew(link, self._credentials)
-                desk = Desk(self.name, link, self.policy, audit, self.home.clear("scratch"), self._open, self.stop, watched.seen)
+                desk = Desk(
+                    self.name, link, self.policy, audit, self.home.clear("scratch"), self._open, Served(self.home.folder("state")),
+                    self.stop, watched.seen, self._refresh,
+                )  # fmt: skip
                 audit.write(self.name, "started", addresses=list(self.addresses))
                 # Sums in BLAS depend on how many threads make them: with one, the bits are those of every engine.
                 with threadpool_limits(1):
@@ -193,8 +195,10 @@ class Client:
         if self._link is not None:
             self._link.close()
 
-    def _renew(self, link: Link, old: Credentials) -> None:
-        self._credentials = renewed(link, old, self.home.path, self.stop)
+    def _refresh(self) -> None:
+        """Renew the certificate when it is time to."""
+        if self._credentials is not None and self._link is not None:
+            self._credentials = renewed(self._link, self._credentials, self.home.path, self.stop)
 
     def _open(self, text: str, run: str, position: int, population: int) -> Seat:
         check_run(run)

@@ -492,6 +492,7 @@ async def _close(server: Any, background: list[Any]) -> None:
     for task in background:
         task.cancel()
     await asyncio.gather(*background, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_default_executor()  # threads that still use the database, which is closed next
 
 
 def _absent(name: str) -> Splits:

@@ -21,7 +21,7 @@ import grpc
 from hansa.core.blocks import Block
 from hansa.core.errors import InputError
 from hansa.core.updates import Failure
-from hansa.core.worker import EvaluateCall, WorkCall, Worker, attempt
+from hansa.core.worker import Worker, attempt
 from hansa.federation import calls, parcels, transfer
 from hansa.federation.audit import Audit
 from hansa.federation.blobs import blob_of
@@ -31,6 +31,7 @@ from hansa.federation.policy import Ask, Policy
 from hansa.federation.policy import Refused as Refusal
 from hansa.federation.protocol import hansa_pb2 as pb
 from hansa.federation.seen import UNSEEN, Unseen
+from hansa.federation.served import Served
 
 log = logging.getLogger("hansa.federation.client")
 
@@ -63,7 +64,7 @@ Open = Callable[[str, str, int, int], Seat]
 
 @dataclass(frozen=True)
 class Desk:
-    """Everything a client works with. open: see :data:`Open`."""
+    """Everything a client works with. open: see :data:`Open`. refresh: called before every question for tasks."""
 
     name: str
     link: Link
@@ -71,8 +72,10 @@ class Desk:
     audit: Audit
     scratch: Path
     open: Open
+    served: Served
     stop: threading.Event = field(default_factory=threading.Event)
     seen: Unseen = UNSEEN
+    refresh: Callable[[], None] = lambda: None
 
 
 def work(desk: Desk, forever: bool = True) -> int:
@@ -91,6 +94,7 @@ def work(desk: Desk, forever: bool = True) -> int:
 
     while not desk.stop.is_set():
         try:
+            desk.refresh()
             reply = desk.link.call(lambda federation, _: federation.Next(pb.NextRequest(protocol=PROTOCOL)), desk.stop, said)
             last_said = ""
             for task in reply.tasks:
@@ -164,7 +168,7 @@ def _outcome(
             raise
         return {"failure": pb.Failure(kind="TaskGone", message=str(error))}
     reached("client.call_fetched")
-    ask = _asked(seat.ask, call, task.population)
+    ask = _asked(desk, seat.ask, task, call)
     desk.seen.kind(ask.kind, ask.round)
     refusal = desk.policy.refuse(ask)
     if refusal is not None:
@@ -203,11 +207,12 @@ def _fields(desk: Desk, task: Any, round: int | None = None) -> dict[str, Any]:
     return {"client": desk.name, "run": task.run, "task": task.id} | ({} if round is None else {"round": round + 1})
 
 
-def _asked(ask: Ask, call: WorkCall | EvaluateCall, population: int) -> Ask:
+def _asked(desk: Desk, ask: Ask, task: Any, call: calls.RemoteCall) -> Ask:
     """What a task asks, for the policy."""
     kind = calls.kind_of(call)
     local = getattr(getattr(call, "algorithm", None), "local", None)
-    return replace(ask, kind=kind, round=max(call.round - 1, 0), epochs=getattr(local, "epochs", None), clients=population)
+    round = desk.served.begin(task.run, task.call.digest) - 1 if kind == "train" else max(call.round - 1, 0)
+    return replace(ask, kind=kind, round=round, epochs=getattr(local, "epochs", None), clients=task.population)
 
 
 class _Beating:

@@ -146,7 +146,7 @@ class ClientFigures:
         )  # fmt: skip
         self.reconnects = Counter("hansa_client_reconnects", "Connections to a server after the first one.", **given)
         self.answered = Gauge("hansa_client_last_answer_timestamp_seconds", "When a server last answered; 0 for never.", **given)
-        self._lines = 0
+        self._lines, self._last = 0, 0.0
         for outcome in OUTCOMES:
             self.tasks.labels(outcome)
         ProcessCollector(registry=self.registry)
@@ -159,9 +159,9 @@ class ClientFigures:
 
     def heard(self) -> None:
         """A server answered."""
-        self.answered.set_to_current_time()
+        self._last = time.time()
+        self.answered.set(self._last)
 
     def silent(self, clock: Callable[[], float] = time.time) -> float:
         """Seconds since a server last answered; infinite for never."""
-        last = float(self.answered.collect()[0].samples[0].value)
-        return clock() - last if last else float("inf")
+        return clock() - self._last if self._last else float("inf")
