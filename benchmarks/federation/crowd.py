@@ -35,7 +35,12 @@ async def client(home: Path, address: str, number: int, told: dict[str, list[flo
         stub = rpc.FederationStub(channel)
         while True:
             began = time.perf_counter()
-            reply = await stub.Next(pb.NextRequest(protocol=PROTOCOL))
+            try:
+                reply = await stub.Next(pb.NextRequest(protocol=PROTOCOL))
+            except grpc.aio.AioRpcError as error:
+                if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+                    return  # the server leaves when its job is done
+                raise
             if reply.idle:
                 return
             for task in reply.tasks:

@@ -134,16 +134,16 @@ def _do(desk: Desk, seats: OrderedDict[str, Seat], task: Any, said: Callable[[st
 
 def _uploaded(desk: Desk, path: Path, said: Callable[[str], None]) -> dict[str, Any]:
     blob = blob_of(path)
-    while True:
-        try:
-            with desk.seen.step("upload"):
-                desk.link.call(lambda federation, _: transfer.upload(federation, path, blob.digest), desk.stop, said)
-            return {"result": pb.Blob(digest=blob.digest, size=blob.size)}
-        except Refused as error:
-            if error.code is not grpc.StatusCode.FAILED_PRECONDITION:
-                raise
-            # The round has closed meanwhile: the report says so too, and the server's answer is the one that counts.
-            return {"result": pb.Blob(digest=blob.digest, size=blob.size)}
+    try:
+        with desk.seen.step("upload"):
+            desk.link.call(lambda federation, _: transfer.upload(federation, path, blob.digest), desk.stop, said)
+    except Refused as error:
+        if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return {"failure": pb.Failure(kind="ResultRefused", message=f"the server refused the result: {error}")}
+        if error.code is not grpc.StatusCode.FAILED_PRECONDITION:
+            raise
+        # The round has closed meanwhile: the report says so too, and the server's answer is the one that counts.
+    return {"result": pb.Blob(digest=blob.digest, size=blob.size)}
 
 
 def _outcome(

@@ -23,7 +23,7 @@ PATIENCE = 60.0
 """Seconds that one call may be silent: above the longest wait of `Next`, and above two lost keep-alives."""
 
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN,
-         grpc.StatusCode.INTERNAL, grpc.StatusCode.ABORTED, grpc.StatusCode.RESOURCE_EXHAUSTED)  # fmt: skip
+         grpc.StatusCode.INTERNAL, grpc.StatusCode.ABORTED)  # fmt: skip
 
 # A connection that is not answered is given up after keep-alive time and timeout, 35 seconds; one that is not made, after ten. One that
 # falls silent in the middle of a transfer has a ping of gRPC's own under way, and no other is sent beside it: it has its own timeout.

@@ -110,6 +110,8 @@ def _listen(post: Post) -> None:
         gone = set(known) - set(reply.wanted)
         if gone:
             office.state.passed(gone, "the server wants it no longer")
+        if reply.wanted:  # also what was reported while it was asked, where an exchange is played again
+            office.state.again(reply.wanted)
         if reply.tasks:
             _take(post, reply.tasks)
         if reply.idle:
