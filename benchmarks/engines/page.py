@@ -140,6 +140,11 @@ def _targets(by_name: Mapping[str, list[dict[str, Any]]], rows: int) -> str:
             f"{own[0]} takes {ratio:.2f} of the time of {other_best[0]}, its best solver (target: at most 1; "
             f"{'met' if ratio <= 1 else 'missed'})."
         )
+    for engine, peer in (("inline", "scikit-learn, lbfgs"), ("dask", "dask-ml"), ("spark", "Spark MLlib")):
+        ours, theirs = middle.get(f"Hansa, {engine}, L-BFGS"), least(peer)
+        if ours and theirs:
+            bound = "more than " if theirs[1] else ""
+            lines.append(f"The same method on both sides: L-BFGS takes {ours:.2f} s on {engine}, {peer} {bound}{theirs[0]:.2f} s.")
     dense = rows * _width(rows) * 8
     for engine in ENGINES:
         peaks = [

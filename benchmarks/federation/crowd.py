@@ -20,7 +20,7 @@ import numpy as np
 
 from hansa.core.updates import Total, Update
 from hansa.federation import calls, parcels
-from hansa.federation.blobs import STEP, blob_of
+from hansa.federation.blobs import STEP
 from hansa.federation.client import PROTOCOL
 from hansa.federation.identity import Credentials, channel_credentials
 from hansa.federation.protocol import hansa_pb2 as pb
@@ -46,14 +46,12 @@ async def client(home: Path, address: str, number: int, told: dict[str, list[flo
             for task in reply.tasks:
                 told["next"].append(time.perf_counter() - began)
                 call = await fetched(stub, task.call, folder)
-                result = await asyncio.to_thread(answer, call, number, folder)
+                result, digest = await asyncio.to_thread(answer, call, number, folder)
+                blob = pb.Blob(digest=digest, size=result.stat().st_size)
                 began = time.perf_counter()
-                await uploaded(stub, result)
+                await uploaded(stub, result, blob)
                 told["upload"].append(time.perf_counter() - began)
-                blob = blob_of(result)
-                await stub.Report(
-                    pb.ReportRequest(protocol=PROTOCOL, task=task.id, result=pb.Blob(digest=blob.digest, size=blob.size))
-                )
+                await stub.Report(pb.ReportRequest(protocol=PROTOCOL, task=task.id, result=blob))
                 result.unlink()
 
 
@@ -71,8 +69,8 @@ async def fetched(stub: Any, blob: Any, folder: Path) -> Any:
     return calls.decode_call(parcels.read(path))
 
 
-def answer(call: Any, number: int, folder: Path) -> Path:
-    """A well-formed result of the call, unlike that of any other client."""
+def answer(call: Any, number: int, folder: Path) -> tuple[Path, str]:
+    """A well-formed result of the call, unlike that of any other client: its file and digest."""
     kind = calls.kind_of(call)
     result: Update | Total
     if kind == "describe":
@@ -89,15 +87,14 @@ def answer(call: Any, number: int, folder: Path) -> Path:
         values = {f"delta/{name}": value * scale for name, value in call.message.params.items()}
         result = Total(values, 4.0, 1, {"loss": (np.float64(1.0), np.float64(4.0))})
     path = folder / f"{number}-{time.monotonic_ns()}"
-    parcels.write(path, calls.encode_result(result))
-    return path
+    return path, parcels.write(path, calls.encode_result(result))
 
 
-async def uploaded(stub: Any, path: Path) -> None:
-    blob, start = blob_of(path), asyncio.Event()
+async def uploaded(stub: Any, path: Path, blob: Any) -> None:
+    start = asyncio.Event()
 
     async def requests() -> Any:
-        yield pb.PutBlobRequest(blob=pb.Blob(digest=blob.digest, size=blob.size))
+        yield pb.PutBlobRequest(blob=blob)
         await start.wait()
         with path.open("rb") as file:
             while part := file.read(STEP):

@@ -78,6 +78,13 @@ def joined(server: Server, job: hansa.Job, folder: Path, names: Sequence[str] = 
 def threads(homes: Sequence[Path], policies: dict[str, Policy] | None = None) -> Iterator[list[Client]]:
     """Clients at work in threads of this process."""
     clients = [Client(data=home / "mine.toml", home=home, policy=(policies or {}).get(home.name)) for home in homes]
+    with working(clients):
+        yield clients
+
+
+@contextlib.contextmanager
+def working(clients: Sequence[Client]) -> Iterator[None]:
+    """The same, for clients that are there."""
     errors: list[BaseException] = []
 
     def run(client: Client) -> None:
@@ -90,7 +97,7 @@ def threads(homes: Sequence[Path], policies: dict[str, Policy] | None = None) ->
     for thread in running:
         thread.start()
     try:
-        yield clients
+        yield
     finally:
         for client in clients:
             client.stop.set()

@@ -20,6 +20,24 @@ logs_option = click.option("--json", "as_json", is_flag=True, help="Log JSON obj
 job_argument = click.argument("job", metavar="JOB.toml", type=click.Path(path_type=Path))
 
 
+def pki_options(command: Any) -> Any:
+    """The files of an own PKI."""
+    for name, what in (("believe", "its authority's certificates"), ("certificate", "the certificate"), ("key", "the private key")):
+        kind = click.Path(path_type=Path)
+        command = click.option(f"--{name}", type=kind, help=f"Of an own PKI: {what}, PEM. Give all three, or none.")(command)
+    return command
+
+
+def _pki(key: Path | None, certificate: Path | None, believe: Path | None) -> Any:
+    if key is None and certificate is None and believe is None:
+        return None
+    if key is None or certificate is None or believe is None:
+        raise InputError("--key, --certificate, --believe: an own PKI needs all three (or give none, and join with a token)")
+    from hansa.federation.identity import Credentials
+
+    return Credentials.read(key, certificate, believe)
+
+
 def _epilog(text: str) -> str:
     return f"Example: {text}"
 
@@ -40,10 +58,11 @@ def _epilog(text: str) -> str:
 @click.option("--insecure", is_flag=True, help="No TLS, on a loopback address only.")
 @click.option("--metrics", default="", metavar="HOST:PORT", help="Serve Prometheus metrics, /healthz and /readyz there.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
+@pki_options
 @json_option
 def server(
     job: Path | None, home: Path, listen: str, hosts: tuple[str, ...], database: str, blobs: str, authority: str, keep: bool,
-    insecure: bool, metrics: str, quiet: bool, as_json: bool,
+    insecure: bool, metrics: str, quiet: bool, key: Path | None, certificate: Path | None, believe: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Play a job with organisations that join; without a job, play what administrators submit.
 
@@ -57,7 +76,7 @@ def server(
     to_stderr("warning" if quiet else "info")
     place = Server(
         job, home=home, listen=listen, hosts=hosts, database=database, blobs=blobs, authority=authority, insecure=insecure,
-        quiet=quiet or as_json, metrics=metrics,
+        quiet=quiet or as_json, metrics=metrics, pki=_pki(key, certificate, believe),
     )  # fmt: skip
     with place, _ended_by_signals(place.stop_playing):
         click.echo(f"serving on {place.address}", err=True)
@@ -112,18 +131,21 @@ def join(address: str, token: str, home: Path, as_json: bool) -> None:
 @click.option("--until-idle", is_flag=True, help="End when the server has no run left.")
 @click.option("--name", default="", help="For a server with --insecure only: who this is.")
 @click.option("--metrics", default="", metavar="HOST:PORT", help="Serve Prometheus metrics, /healthz and /readyz there.")
+@pki_options
 @address_option
 @logs_option
 @click.option("--quiet", is_flag=True, help="Log warnings only.")
 def client(
-    home: Path, data: Path, policy: Path | None, until_idle: bool, name: str, metrics: str, address: str, as_json: bool, quiet: bool
-) -> None:
+    home: Path, data: Path, policy: Path | None, until_idle: bool, name: str, metrics: str, key: Path | None, certificate: Path | None,
+    believe: Path | None, address: str, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
     """Take part with rows that stay here: do what the server asks, as far as the policy allows, until stopped."""
     from hansa.cli.logs import to_stderr
     from hansa.federated.client import Client
 
     to_stderr("warning" if quiet else "info", as_json)
-    mine = Client(address, data=data, home=home, policy=policy, name=name, metrics=metrics)
+    pki = _pki(key, certificate, believe)
+    mine = Client(address, data=data, home=home, policy=policy, name=name, metrics=metrics, pki=pki)
 
     def end() -> None:
         mine.stop.set()

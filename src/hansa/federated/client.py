@@ -117,15 +117,17 @@ class Client:
     policy:   what jobs may ask; ``policy.toml`` in its home where it is left out, and everything where there is none.
     name:     needed only for a server that runs with ``--insecure`` on this machine, to which it is told as it is.
     metrics:  host:port on which Prometheus metrics, /healthz and /readyz are served while it runs; nowhere by default.
+    pki:      an own PKI's credentials of this client, for a server that has some too; nobody joins then, and the PKI renews.
     """
 
     def __init__(
         self, address: str = "", *, data: Any, home: str | Path, policy: Policy | str | Path | None = None, name: str = "",
-        metrics: str = "",
+        metrics: str = "", pki: Credentials | None = None,
     ) -> None:  # fmt: skip
         self.home, self.mine = Home(home), Mine.of(data)
-        self._credentials = None if name else Credentials.load(self.home.path)
-        self.name = name or _member(self._credentials).name
+        self.credentials = pki or (None if name else Credentials.load(self.home.path))
+        self._renews = pki is None
+        self.name = name or _member(self.credentials).name
         self.addresses = addresses_of(address) if address else known_addresses(self.home.path)
         self.policy = _policy(policy, self.home)
         self.stop = threading.Event()
@@ -168,7 +170,7 @@ class Client:
         try:
             with Audit.open(self.home.path / "audit.jsonl") as audit:
                 self._watched = watched = WatchedClient(self._metrics).start()
-                self._link = link = Link(self.addresses, self._credentials, self.name, through=watched.through)
+                self._link = link = Link(self.addresses, self.credentials, self.name, through=watched.through)
                 desk = Desk(
                     self.name, link, self.policy, audit, self.home.clear("scratch"), self._open, Served(self.home.folder("state")),
                     self.stop, watched.seen, self._refresh,
@@ -197,8 +199,8 @@ class Client:
 
     def _refresh(self) -> None:
         """Renew the certificate when it is time to."""
-        if self._credentials is not None and self._link is not None:
-            self._credentials = renewed(self._link, self._credentials, self.home.path, self.stop)
+        if self._renews and self.credentials is not None and self._link is not None:
+            self.credentials = renewed(self._link, self.credentials, self.home.path, self.stop)
 
     def _open(self, text: str, run: str, position: int, population: int) -> Seat:
         check_run(run)

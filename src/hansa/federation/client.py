@@ -24,7 +24,6 @@ from hansa.core.updates import Failure
 from hansa.core.worker import Worker, attempt
 from hansa.federation import calls, parcels, transfer
 from hansa.federation.audit import Audit
-from hansa.federation.blobs import blob_of
 from hansa.federation.faults import reached
 from hansa.federation.link import Interrupted, Link, Refused
 from hansa.federation.policy import Ask, Policy
@@ -133,7 +132,7 @@ def _do(desk: Desk, seats: OrderedDict[str, Seat], task: Any, said: Callable[[st
 
 
 def _uploaded(desk: Desk, path: Path, said: Callable[[str], None]) -> dict[str, Any]:
-    blob = blob_of(path)
+    blob = pb.Blob(digest=path.name, size=path.stat().st_size)
     try:
         with desk.seen.step("upload"):
             desk.link.call(lambda federation, _: transfer.upload(federation, path, blob.digest), desk.stop, said)
@@ -143,13 +142,13 @@ def _uploaded(desk: Desk, path: Path, said: Callable[[str], None]) -> dict[str, 
         if error.code is not grpc.StatusCode.FAILED_PRECONDITION:
             raise
         # The round has closed meanwhile: the report says so too, and the server's answer is the one that counts.
-    return {"result": pb.Blob(digest=blob.digest, size=blob.size)}
+    return {"result": blob}
 
 
 def _outcome(
     desk: Desk, seats: OrderedDict[str, Seat], task: Any, folder: Path, said: Callable[[str], None]
 ) -> Path | dict[str, Any]:
-    """A file with the result, or the fields of a report without one."""
+    """A file with the result, named by its digest, or the fields of a report without one."""
     try:
         seat = seats.get(task.run)
         if seat is None:
@@ -187,8 +186,7 @@ def _outcome(
     if refusal is not None:
         return _refused(desk, task, refusal)
     path = folder / "result"
-    parcels.write(path, calls.encode_result(result))
-    return path
+    return path.rename(folder / parcels.write(path, calls.encode_result(result)))
 
 
 def _refused(desk: Desk, task: Any, refusal: Refusal) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -78,6 +78,7 @@ class Identity:
     grants: Role | Literal[""] = ""
 
 
+@lru_cache(maxsize=4096)
 def identity_of(pem: bytes) -> Identity:
     """Who holds a certificate that TLS has verified, as gRPC gives it in ``auth_context()["x509_pem_cert"]``.
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Engine, Row, create_engine, delete, event, func, insert, or_, select, text, update
+from sqlalchemy import Connection, Engine, Row, bindparam, create_engine, delete, event, func, insert, or_, select, text, update
 from sqlalchemy.exc import ArgumentError, OperationalError
 
 from hansa.core.errors import InputError, RunFailed
@@ -228,10 +228,14 @@ class State:
 
     def saw(self, when: Mapping[str, float]) -> None:
         """Note when members were last heard of."""
-        with self._write() as connection:
-            for name, moment in sorted(when.items()):  # in the order of every other server process, so that none waits in a circle
-                older = or_(members.c.seen.is_(None), members.c.seen < moment)
-                connection.execute(update(members).where(members.c.name == name, older).values(seen=moment))
+        moment: Any = bindparam("moment")
+        older = or_(members.c.seen.is_(None), members.c.seen < moment)
+        note = update(members).where(members.c.name == bindparam("who"), older).values(seen=moment)
+        # In the order of every other server process, so that none waits in a circle.
+        rows = [{"who": name, "moment": when[name]} for name in sorted(when)]
+        if rows:
+            with self._write() as connection:
+                connection.execute(note, rows)
 
     def seen(self, names: Iterable[str]) -> dict[str, float]:
         """When each of these members was last heard of; 0 for never."""
