@@ -21,8 +21,8 @@ import numpy as np
 from hansa.core.updates import Total, Update
 from hansa.federation import calls, parcels
 from hansa.federation.blobs import STEP
-from hansa.federation.client import PROTOCOL
 from hansa.federation.identity import Credentials, channel_credentials
+from hansa.federation.protocol import PROTOCOL
 from hansa.federation.protocol import hansa_pb2 as pb
 from hansa.federation.protocol import hansa_pb2_grpc as rpc
 

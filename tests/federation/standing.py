@@ -18,9 +18,9 @@ from hansa.federated.client import Client
 from hansa.federated.server import Server
 from hansa.federation import audit
 from hansa.federation.identity import Credentials, channel_credentials
+from hansa.federation.protocol import PROTOCOL
 from hansa.federation.protocol import hansa_pb2 as pb
 from hansa.federation.protocol import hansa_pb2_grpc as rpc
-from hansa.federation.service import PROTOCOL
 from tests.federation.parties import job, served
 
 NAMES = ("client-000", "client-001")

@@ -32,9 +32,9 @@ from hansa.federated.client import Client
 from hansa.federation import audit, calls, parcels, tokens, transfer
 from hansa.federation.blobs import Blob, blob_of
 from hansa.federation.identity import Authority, identity_of, read_token, request
+from hansa.federation.protocol import PROTOCOL
 from hansa.federation.protocol import hansa_pb2 as pb
 from hansa.federation.schema import metadata
-from hansa.federation.service import PROTOCOL
 from hansa.federation.told import check_facts
 from tests.federation.parties import job, mine, threads, until
 from tests.federation.standing import NAMES, Standing, code_of, standing

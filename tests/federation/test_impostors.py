@@ -21,8 +21,8 @@ from hansa.federated.server import Server
 from hansa.federation import handshakes, transfer
 from hansa.federation.identity import Authority, Credentials, channel_credentials, read_token, request
 from hansa.federation.link import Link
+from hansa.federation.protocol import PROTOCOL
 from hansa.federation.protocol import hansa_pb2 as pb
-from hansa.federation.service import PROTOCOL
 from tests.federation.parties import job, joined, served, threads, until
 from tests.federation.standing import DENIED, NAMES, SHORT, Standing, code_of, next_of, standing
 

@@ -23,8 +23,8 @@ from hansa.federation import transfer
 from hansa.federation.blobs import blob_of
 from hansa.federation.identity import Credentials
 from hansa.federation.link import Link
+from hansa.federation.protocol import PROTOCOL
 from hansa.federation.protocol import hansa_pb2 as pb
-from hansa.federation.service import PROTOCOL
 from hansa.federation.state import Task
 from tests.federation.parties import end, joined, same_bits, served, simulated, threads, until
 from tests.federation.proxy import Fault, Proxy

@@ -16,9 +16,9 @@ from hansa import runs
 from hansa.core.errors import InputError, RunFailed
 from hansa.federated.client import addresses_of, known_addresses
 from hansa.federated.home import Home
-from hansa.federation.client import PROTOCOL
 from hansa.federation.identity import Credentials, Role
 from hansa.federation.link import Link
+from hansa.federation.protocol import PROTOCOL
 from hansa.federation.protocol import hansa_pb2 as pb
 from hansa.job import Job
 

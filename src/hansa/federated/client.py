@@ -24,10 +24,11 @@ from hansa.federated.foreign import check_code, check_run
 from hansa.federated.home import Home
 from hansa.federated.watched import WatchedClient
 from hansa.federation.audit import Audit
-from hansa.federation.client import PROTOCOL, Desk, Seat, work
+from hansa.federation.client import Desk, Seat, work
 from hansa.federation.identity import Credentials, Identity, read_token, request
 from hansa.federation.link import Link
 from hansa.federation.policy import Ask, Policy
+from hansa.federation.protocol import PROTOCOL
 from hansa.federation.protocol import hansa_pb2 as pb
 from hansa.federation.served import Served
 from hansa.job import Job

@@ -12,8 +12,8 @@ from hansa.federated.client import addresses_of, known_addresses, renewed
 from hansa.federated.server import Server
 from hansa.federation.identity import Credentials, Role
 from hansa.federation.link import Link
+from hansa.federation.office import Limits
 from hansa.federation.relay import Post, work
-from hansa.federation.service import Limits
 
 
 class Relay:

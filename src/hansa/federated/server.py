@@ -37,10 +37,11 @@ from hansa.federation.audit import Audit
 from hansa.federation.blobs import Blobs, open_blobs
 from hansa.federation.engine import LEASE, FederationEngine, Playing, Stopped
 from hansa.federation.identity import Authority, Credentials, Role, server_credentials
+from hansa.federation.office import Limits, Office, invite, revoke, submit
 from hansa.federation.options import Federation
 from hansa.federation.presence import Bell, Presence
 from hansa.federation.private_files import write_private
-from hansa.federation.service import Limits, Office, invite, revoke, serve, submit
+from hansa.federation.serving import serve
 from hansa.federation.state import LeaseLost, RunRow, State
 from hansa.job import Job
 from hansa.options import describe

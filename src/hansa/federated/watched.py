@@ -12,11 +12,12 @@ from typing import Any
 
 from hansa.core.errors import InputError
 from hansa.federation.blobs import Blobs
+from hansa.federation.doors import Doors
 from hansa.federation.endpoint import Check, Endpoint, Readiness
 from hansa.federation.health import add_health
 from hansa.federation.link import PATIENCE
+from hansa.federation.office import Office
 from hansa.federation.seen import UNSEEN, UNWATCHED, Unseen, Unwatched, Watching
-from hansa.federation.service import Doors, Office
 from hansa.federation.state import State
 from hansa.federation.tracing import RoundSpans, TaskSpans, Tracing
 

@@ -28,13 +28,13 @@ from hansa.federation.faults import reached
 from hansa.federation.link import Interrupted, Link, Refused
 from hansa.federation.policy import Ask, Policy
 from hansa.federation.policy import Refused as Refusal
+from hansa.federation.protocol import PROTOCOL
 from hansa.federation.protocol import hansa_pb2 as pb
 from hansa.federation.seen import UNSEEN, Unseen
 from hansa.federation.served import Served
 
 log = logging.getLogger("hansa.federation.client")
 
-PROTOCOL = 1
 JOB_BYTES = 1 << 20
 CALL_BYTES = 8 << 30
 """Of the largest model that a server may send."""

@@ -28,8 +28,9 @@ from hansa.federation.client import CALL_BYTES
 from hansa.federation.faults import reached
 from hansa.federation.link import Interrupted, Link, Refused
 from hansa.federation.nodes import nodes, summed
+from hansa.federation.office import JOB_BYTES, Office
+from hansa.federation.protocol import PROTOCOL
 from hansa.federation.protocol import hansa_pb2 as pb
-from hansa.federation.service import JOB_BYTES, PROTOCOL, Office
 from hansa.federation.state import Task
 
 log = logging.getLogger("hansa.federation.relay")

@@ -1,0 +1,46 @@
+"""A started gRPC server with all services of a server process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+
+from hansa.core.errors import InputError
+from hansa.federation.administration import AdministrationService
+from hansa.federation.desk import Desk
+from hansa.federation.doors import Doors
+from hansa.federation.office import Office
+from hansa.federation.protocol import hansa_pb2_grpc as rpc
+from hansa.federation.service import FederationService
+
+
+async def serve(
+    office: Office, address: str, credentials: Any, also: Sequence[Callable[[Any, Doors], None]] = (), listener: Any = None
+) -> tuple[Any, int, list[Any]]:
+    """Start to serve; returns the server, its port, and the tasks in its background. InputError for an address that cannot be used.
+
+    also: add further services to the server, with the doors that say who may call them. listener: an interceptor of all calls.
+    """
+    desk = Desk(office)
+    await desk.look()
+    doors = Doors(office, desk)
+    options = [
+        ("grpc.max_receive_message_length", 4 << 20), ("grpc.max_send_message_length", 4 << 20),
+        ("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 20_000), ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.ping_timeout_ms", 20_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000), ("grpc.max_metadata_size", 16 << 10), ("grpc.so_reuseport", 0),
+    ]  # fmt: skip
+    server = grpc.aio.server(options=options, interceptors=() if listener is None else (listener,))
+    rpc.add_FederationServicer_to_server(FederationService(office, desk, doors), server)
+    rpc.add_AdministrationServicer_to_server(AdministrationService(office, desk, doors), server)
+    for add in also:
+        add(server, doors)
+    port = server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
+    if not port:
+        raise InputError(f"--listen {address}: the address cannot be used; is another server running there?")
+    await server.start()
+    background = [asyncio.create_task(desk.keep()), asyncio.create_task(desk.commit_reports())]
+    return server, port, background
