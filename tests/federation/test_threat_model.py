@@ -6,6 +6,7 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from hansa.federated.server import Server
 from hansa.federation.client import _asked
 from hansa.federation.engine import FederationEngine
 from hansa.federation.policy import Ask, Policy
+from hansa.federation.protocol import hansa_pb2 as pb
+from hansa.federation.served import Served
 from hansa.job import from_text
 from tests.federation.parties import NAMES, job, joined, served, threads
 
@@ -102,10 +105,12 @@ def test_the_description_tells_extremes_and_rare_categories() -> None:
     assert told["town"]["values"] == {"Lübeck": 59, "Visby": 1}
 
 
-def test_the_servers_word_is_taken_for_the_population() -> None:
+def test_the_servers_word_is_taken_for_the_population(tmp_path: Path) -> None:
     """What `min_clients` looks at is a number in the task, and nothing that the client could check."""
     call = WorkCall(hansa.FedAvg(local=hansa.Local(epochs=1)), {}, None, 0, 1)
-    ask = _asked(Ask("run", "job", "describe", columns=(), rows=1), call, 1_000_000)
+    task = pb.Task(run="run", call=pb.Blob(digest="0" * 64), population=1_000_000)
+    desk: Any = SimpleNamespace(served=Served(tmp_path))
+    ask = _asked(desk, Ask("run", "job", "describe", columns=(), rows=1), task, call)
     assert ask.kind == "train" and Policy(min_clients=1000).refuse(ask) is None
 
 
