@@ -25,6 +25,7 @@ from benchmarks.federation.page import page
 from hansa.federated.server import Server
 
 ROOT = Path(__file__).parents[2]
+HOME = ROOT / ".bench"
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ def main() -> None:
     parser.add_argument(
         "--flower", type=int, nargs="*", default=[2, 10], help="SuperNodes to measure Flower with; none without numbers"
     )
+    parser.add_argument("--add", action="store_true", help="keep on the page what the last run measured and this one leaves out")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "benchmarks-federation.md")
     given = parser.parse_args()
     if given.serve:
@@ -164,17 +166,21 @@ def main() -> None:
         return
     from benchmarks.federation.beside_flower import compare
 
-    loads = {}
+    last = HOME / "federation.json"
+    results: dict[str, Any] = json.loads(last.read_text()) if given.add and last.exists() else {"loads": {}, "beside": {}}
+
+    def keep(part: str, name: str, found: dict[str, Any]) -> None:
+        results[part][name] = found
+        last.parent.mkdir(exist_ok=True)
+        last.write_text(json.dumps(results))
+        print(f"{name}: {json.dumps(found)}", file=sys.stderr, flush=True)
+
     for load in LOADS:
         if given.load in load.name:
-            print(f"{load.name} ...", file=sys.stderr, flush=True)
-            loads[load.name] = measure(load, given.rounds)
-            print(json.dumps(loads[load.name]), file=sys.stderr, flush=True)
-    beside = {}
+            keep("loads", load.name, measure(load, given.rounds))
     for nodes in given.flower:
-        print(f"Flower with {nodes} SuperNodes, and Hansa with {nodes} clients ...", file=sys.stderr, flush=True)
-        beside[nodes] = compare(nodes, given.rounds)
-    given.output.write_text(page(loads, beside, given.rounds))
+        keep("beside", str(nodes), compare(nodes, given.rounds))
+    given.output.write_text(page(results["loads"], results["beside"], given.rounds))
     print(f"wrote {given.output}", file=sys.stderr)
 
 

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 
-def page(loads: dict[str, dict[str, Any]], beside: dict[int, dict[str, Any]], rounds: int) -> str:
+def page(loads: dict[str, dict[str, Any]], beside: dict[str, dict[str, Any]], rounds: int) -> str:
     """Markdown."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("grpcio", "sqlalchemy", "cryptography", "numpy"))
     lines = [
