@@ -493,7 +493,7 @@ def test_a_renewal_that_fails_leaves_what_was_there(authority: Authority, tmp_pa
         raise OSError("disk full")
 
     with monkeypatch.context() as broken:
-        broken.setattr(f"hansa.federation.private_files.{step}", fail)
+        broken.setattr(f"hansa.core.files.{step}", fail)
         with pytest.raises(OSError, match="disk full"):
             authority.member("hospital-a", "client").save(tmp_path)
     assert Credentials.load(tmp_path) == member

@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 from hansa import job as jobs
 from hansa.core.blocks import Client as Recipe
 from hansa.core.errors import InputError, did_you_mean
+from hansa.core.files import replace_file
 from hansa.core.store import DiskStore
 from hansa.core.worker import Worker
 from hansa.data import recipes
@@ -147,7 +148,7 @@ class Client:
         pending, who = place.path / PENDING, bootstrap.identity
         if not pending.exists():
             key, csr = request(who.name)
-            _write(pending, key + csr)
+            replace_file(pending, [key, csr])
         key, csr = _parts(pending.read_bytes())
         link = Link(addresses_of(address), bootstrap)
         try:
@@ -156,7 +157,7 @@ class Client:
             link.close()
         credentials = Credentials(key, reply.certificate, reply.authority)
         credentials.save(place.path)
-        _write(place.path / ADDRESS, tomli_w.dumps({"address": address}).encode())
+        replace_file(place.path / ADDRESS, [tomli_w.dumps({"address": address}).encode()])
         pending.unlink()
         return credentials.identity
 
@@ -266,12 +267,6 @@ def _policy(given: Policy | str | Path | None, home: Home) -> Policy:
 def _member(credentials: Credentials | None) -> Identity:
     assert credentials is not None
     return credentials.identity
-
-
-def _write(path: Path, content: bytes) -> None:
-    from hansa.federation.private_files import write_private
-
-    write_private(path, content)
 
 
 def _parts(content: bytes) -> tuple[bytes, bytes]:

@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 
 from hansa.core.errors import InputError
-from hansa.federation.private_files import write_private
+from hansa.core.files import replace_file
 
 
 class Home:
@@ -50,7 +50,7 @@ class Home:
         """What this home is called among the processes that share a database; made up once."""
         path = self.path / "name"
         if not path.exists():
-            write_private(path, secrets.token_hex(8).encode())  # whole or not there: two homes without a name would be one
+            replace_file(path, [secrets.token_hex(8).encode()])  # whole or not there: two homes without a name would be one
         return path.read_text()
 
     def clear(self, name: str) -> Path:

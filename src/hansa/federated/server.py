@@ -27,6 +27,7 @@ from hansa.core.blocks import Client as Recipe
 from hansa.core.blocks import Splits
 from hansa.core.contracts import Engine
 from hansa.core.errors import HansaError, InputError, RunFailed
+from hansa.core.files import replace_file
 from hansa.core.params import Params
 from hansa.data.elsewhere import Elsewhere
 from hansa.federated.client import ADDRESS
@@ -40,7 +41,6 @@ from hansa.federation.identity import Authority, Credentials, Role, server_crede
 from hansa.federation.office import Limits, Office, invite, revoke, submit
 from hansa.federation.options import Federation
 from hansa.federation.presence import Bell, Presence
-from hansa.federation.private_files import write_private
 from hansa.federation.serving import serve
 from hansa.federation.state import LeaseLost, RunRow, State
 from hansa.job import Job
@@ -151,7 +151,7 @@ class Server:
             raise problem[0]
         self._sweeping = threading.Thread(target=self._sweep, args=(state, store), name="hansa-sweep", daemon=True)
         self._sweeping.start()
-        write_private(self.home.folder("admin") / ADDRESS, tomli_w.dumps({"address": self.address}).encode())
+        replace_file(self.home.folder("admin") / ADDRESS, [tomli_w.dumps({"address": self.address}).encode()])
         self._office.audit.write("server", "started", address=self.address)
 
     def _sweep(self, state: State, blobs: Blobs) -> None:

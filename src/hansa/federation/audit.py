@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Final
 
 from hansa.core.errors import InputError, RunFailed
+from hansa.core.files import sync_folder
 
 START: Final = "0" * 64
 """``previous`` of the first entry, and the hash of an empty log's head."""
@@ -71,7 +72,7 @@ class Audit:
             if not _taken(handle):
                 raise InputError(f"audit log {path}: another process writes it; stop that one first, or use another folder")
             if new:
-                _sync_folder(path.parent)
+                sync_folder(path.parent)
             head, size, torn = _end_of(handle, path)
             log = cls(path, handle, head)
         except BaseException:
@@ -298,14 +299,6 @@ def _text(value: str) -> str:
     if _SECRET.search(value):
         return _WITHHELD
     return value if len(value) <= _MOST_TEXT else f"{value[:_MOST_TEXT]}... ({len(value):,} characters)"
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _forget_in_child() -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol, runtime_checkable
 
 from hansa.core.errors import InputError, missing_extra
+from hansa.core.files import sync_folder
 
 STEP = 1 << 20
 """Bytes that are read or hashed at a time."""
@@ -156,7 +157,7 @@ class Folder:
         self._lock = threading.Lock()
         for name in ("blobs", "uploads", "scratch"):
             (root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
-        _sync_folder(root)
+        sync_folder(root)
 
     @property
     def scratch(self) -> Path:
@@ -184,9 +185,9 @@ class Folder:
             os.fsync(file.fileno())
         if not place.parent.is_dir():
             place.parent.mkdir(mode=0o700, exist_ok=True)
-            _sync_folder(place.parent.parent)
+            sync_folder(place.parent.parent)
         os.replace(path, place)
-        _sync_folder(place.parent)
+        sync_folder(place.parent)
 
     def has(self, digest: str) -> bool:
         return self._place(digest).is_file()
@@ -505,11 +506,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

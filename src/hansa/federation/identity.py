@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from hansa.core.errors import InputError, did_you_mean, missing_extra
+from hansa.core.files import create_file, private_folder, replace_file
 from hansa.federation import tokens
-from hansa.federation.private_files import private_folder, write_private
 
 try:
     from cryptography import x509
@@ -163,7 +163,7 @@ class Credentials:
         """Keep them in a folder, which becomes private. A crash leaves those before or these, never a part."""
         private_folder(folder)
         parts = zip(_MARKS, (self.key, self.certificate, self.authority), strict=True)
-        write_private(folder / _BUNDLE, b"".join(mark + content.rstrip() + b"\n" for mark, content in parts))
+        replace_file(folder / _BUNDLE, (mark + content.rstrip() + b"\n" for mark, content in parts))
 
     @classmethod
     def load(cls, folder: Path) -> Credentials:
@@ -280,7 +280,7 @@ class Authority:
             .sign(key, hashes.SHA256())
         )
         private_folder(folder)
-        write_private(folder / _AUTHORITY, _key_pem(key) + own.public_bytes(Encoding.PEM), replace=False)
+        create_file(folder / _AUTHORITY, [_key_pem(key), own.public_bytes(Encoding.PEM)])
         return cls(key, own)
 
     @property

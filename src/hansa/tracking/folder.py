@@ -37,8 +37,9 @@ from typing import Any, Literal
 import numpy as np
 
 from hansa.core.errors import InputError
+from hansa.core.files import remove_unfinished, replace_file, sync_folder
 from hansa.tracking.environment import environment
-from hansa.tracking.files import json_text, read_json_file, remove_unfinished, replace_file, sync_folder
+from hansa.tracking.json_files import json_text, read_json_file
 from hansa.tracking.lock import Lock
 from hansa.tracking.tree import load_arrays, load_tree, save_arrays, save_tree
 

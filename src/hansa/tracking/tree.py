@@ -21,8 +21,8 @@ from typing import Any, Final
 import numpy as np
 
 from hansa.core.errors import InputError
+from hansa.core.files import replace_file
 from hansa.core.tree import DTYPES, as_array, decode, encode
-from hansa.tracking.files import replace_file
 
 _FORMAT: Final = "1"
 _START: Final = b'{"__metadata__":{"sha256":"'
