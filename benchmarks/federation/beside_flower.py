@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -42,33 +44,18 @@ def flower(nodes: int, rounds: int) -> list[float]:
                 command = [str(binaries / name), *arguments]
                 return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
-        link = start("flower-superlink", "--insecure", "--disable-runtime-dependency-installation", "--port", str(LINK))
-        time.sleep(5)
-        running = [link]
-        for node in range(nodes):
-            where = f"partition-id={node} num-partitions={nodes}"
-            running.append(
-                start(
-                    "flower-supernode",
-                    "--insecure",
-                    "--superlink",
-                    f"127.0.0.1:{LINK}",
-                    "--port",
-                    str(NODE + node),
-                    "--node-config",
-                    where,
-                )
-            )
+        running = [start("flower-superlink", "--insecure", "--disable-runtime-dependency-installation", "--port", str(LINK))]
         try:
-            time.sleep(5)
+            answers(LINK)
+            for node in range(nodes):
+                where = ("--superlink", f"127.0.0.1:{LINK}", "--port", str(NODE + node))
+                config = f"partition-id={node} num-partitions={nodes}"
+                running.append(start("flower-supernode", "--insecure", *where, "--node-config", config))
+            for node in range(nodes):
+                answers(NODE + node)
             config = f'rounds={rounds} nodes={nodes} marks="{marks}" root="{ROOT}"'
-            app = str(Path(__file__).parent / "flower-app")
-            asked = subprocess.run(
-                [str(binaries / "flwr"), "run", app, "bench", "--run-config", config],
-                env=environment,
-                capture_output=True,
-                text=True,
-            )
+            command = [str(binaries / "flwr"), "run", str(Path(__file__).parent / "flower-app"), "bench", "--run-config", config]
+            asked = subprocess.run(command, env=environment, capture_output=True, text=True)
             if asked.returncode:
                 raise RuntimeError(f"flwr run: {asked.stdout}{asked.stderr}")
             until = time.monotonic() + LIMIT
@@ -82,6 +69,16 @@ def flower(nodes: int, rounds: int) -> list[float]:
             for process in running:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+
+def answers(port: int) -> None:
+    """Wait until something listens at a port of this machine."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"nothing listens at port {port} of this machine")
 
 
 def ours(nodes: int, rounds: int) -> list[float]:

@@ -12,7 +12,7 @@ import yaml
 
 from hansa.cli.federation import verbs
 from hansa.federated.client import Mine
-from hansa.federated.server import _playable
+from hansa.federated.playable import playable
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 OPTIONS = {verb.name: {name for option in verb.params for name in option.opts} for verb in verbs}
@@ -32,7 +32,7 @@ def test_what_compose_mounts_is_there_and_plays_together(monkeypatch: pytest.Mon
         Path(volume.partition(":")[0]) for service in PROCESSES.values() for volume in service["volumes"] if volume[0] == "."
     ]
     assert len(mounted) == 3 and all((DEPLOY / path).is_file() for path in mounted)
-    assert "elsewhere" in _playable(DEPLOY / "compose" / "job.toml")
+    assert "elsewhere" in playable(DEPLOY / "compose" / "job.toml")
     for name in ("client-000", "client-001"):
         assert (
             Mine.of(DEPLOY / "compose" / f"{name}.toml").client

@@ -21,6 +21,7 @@ from hansa.core.worker import WorkCall
 from hansa.data import recipes
 from hansa.data.facts import facts_of
 from hansa.federated.foreign import check_code, check_run
+from hansa.federated.playable import name_of
 from hansa.federated.server import Server
 from hansa.federation.client import _asked
 from hansa.federation.engine import FederationEngine
@@ -121,7 +122,7 @@ algorithm.local.epochs = 1
 [learner]
 name = "torch"
 module = "os:system"
-options = { command = "touch /tmp/was-here" }
+options = { command = "touch was-here" }
 loss = "cross_entropy"
 """
 
@@ -133,6 +134,12 @@ def test_no_server_decides_what_a_client_imports() -> None:
             check_code(given, policy)
     check_code(given, Policy(learners=("torch", "os:system")))
     check_code(job(), Policy(learners=("mlp",)))
+
+
+def test_no_administrator_decides_what_a_server_imports() -> None:
+    with pytest.raises(InputError, match="os:system"):
+        name_of(CODE, own=False)
+    assert name_of(CODE, own=True) == "torch-fedavg"
 
 
 @pytest.mark.parametrize("name", ["", "../runs", "a/b", "/etc/passwd", ".hidden", "a\x00b", "x" * 200])

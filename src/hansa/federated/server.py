@@ -29,10 +29,11 @@ from hansa.core.contracts import Engine
 from hansa.core.errors import HansaError, InputError, RunFailed
 from hansa.core.files import replace_file
 from hansa.core.params import Params
-from hansa.data.elsewhere import Elsewhere
+from hansa.federated.claim import Claim
 from hansa.federated.client import ADDRESS
 from hansa.federated.folder import ServedFolder
 from hansa.federated.home import Home
+from hansa.federated.playable import name_of, options_of, playable
 from hansa.federated.watched import WatchedServer, loop_serves
 from hansa.federation.audit import Audit
 from hansa.federation.blobs import Blobs, open_blobs
@@ -98,7 +99,7 @@ class Server:
         self.home, self.quiet = Home(home), quiet
         self._listen, self._insecure, self._pki = _listen(listen, insecure), insecure, pki
         self._hosts = tuple(hosts)
-        self._text = None if job is None else _playable(job)
+        self._text = None if job is None else playable(job)
         self._given = (database, str(blobs), str(authority))
         self._limits, self._metrics = limits or Limits(), metrics
         self.port = 0
@@ -116,10 +117,11 @@ class Server:
     def start(self) -> Server:
         """Open the state, listen, and answer from now on. InputError where the address or the database cannot be used."""
         self.home.hold()
+        self._over.clear()
         try:
             self._open()
-        except BaseException:
-            self._let_go()
+        except BaseException:  # whatever it is, nothing may stay open
+            self.stop()
             self.home.release()
             raise
         return self
@@ -131,7 +133,8 @@ class Server:
         ca = Authority.open_or_create(Path(authority) if authority else self.home.path / "authority", "Hansa federation")
         store = open_blobs(blobs or self.home.path / "blobs", home=self.home.path / "cache")
         self._office = Office(
-            state, store, ca, Audit.open(self.home.path / "audit.jsonl"), Presence(state), Bell(), Bell(), _name_of, self._limits,
+            state, store, ca, Audit.open(self.home.path / "audit.jsonl"), Presence(state), Bell(), Bell(),
+            lambda text: name_of(text, own=text == self._text), self._limits,
             self._insecure, self._pki is not None,
         )  # fmt: skip
         host = self._listen.rpartition(":")[0]
@@ -179,7 +182,7 @@ class Server:
         return renewed
 
     def _watch(self, state: State, own_file: bool) -> WatchedServer:
-        options = Federation() if self._text is None else _options(jobs.from_text(self._text, where="the server's job"))
+        options = Federation() if self._text is None else options_of(jobs.from_text(self._text, where="the server's job"))
         serving = loop_serves(lambda: self._loop if self._serving else None, lambda: self.address)
         file = self.home.path / "state.sqlite" if own_file else None
         return WatchedServer(self.office, self._metrics, options.liveness, self._owner, file, serving)
@@ -228,6 +231,7 @@ class Server:
             self._watched = None
         if self._sweeping is not None:
             self._sweeping.join()
+            self._sweeping = None
         if self._office is not None:
             self._office.presence.flush()
             self._office.audit.close()
@@ -349,12 +353,12 @@ class Server:
     def _finished(self, row: RunRow) -> Run:
         """A run that another process finished, as this one would have given it back."""
         self.office.state.adopt(row.id, self._owner)
-        return self._train(row, _Claim(self.office.state, row.id, self._owner, held=False))
+        return self._train(row, Claim(self.office.state, row.id, self._owner))
 
     def _play(self, row: RunRow, raising: bool) -> Run | None:
         """Play a claimed run; None where it failed, was stopped, or was taken over (raised instead, if ``raising``)."""
         state, tell = self.office.state, self._teller(row.id)
-        with _Claim(state, row.id, self._owner) as claim:
+        with Claim(state, row.id, self._owner) as claim:
             try:
                 done = self._train(row, claim)
                 claim.check()
@@ -386,9 +390,9 @@ class Server:
             self.office.state.finish(run, self._owner, status, message)
             self._teller(run)(status, {"message": message})
 
-    def _train(self, row: RunRow, claim: _Claim) -> Run:
+    def _train(self, row: RunRow, claim: Claim) -> Run:
         office, job = self.office, jobs.from_text(row.job, where=f"run {row.id}")
-        options = _options(job)
+        options = options_of(job)
 
         def check() -> None:
             claim.check()
@@ -446,48 +450,6 @@ class Server:
         return tell
 
 
-class _Claim:
-    """Keeps the lease of a run from a thread of its own, and hears whether the run shall stop."""
-
-    def __init__(self, state: State, run: str, owner: str, held: bool = True) -> None:
-        self._state, self._run, self._owner, self._held = state, run, owner, held
-        self._done = threading.Event()
-        self._problem: HansaError | None = None
-        self._thread = threading.Thread(target=self._renew, name="hansa-lease", daemon=True)
-
-    def __enter__(self) -> _Claim:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        with contextlib.suppress(OperationalError):  # it ends by itself then, after its time
-            self._state.release(self._run, self._owner)
-
-    def check(self) -> None:
-        """Raises LeaseLost, or Stopped."""
-        if self._problem is not None:
-            raise self._problem
-
-    def _renew(self) -> None:
-        failing_since: float | None = None
-        while not self._done.wait(1.0):
-            try:
-                if self._state.renew(self._run, self._owner, LEASE):
-                    self._problem = Stopped(f"run {self._run}: stopped by an administrator")
-                    return
-                failing_since = None
-            except LeaseLost as lost:
-                self._problem = lost
-                return
-            except Exception as error:  # noqa: BLE001  # a database that is away for a moment; the lease says for how long
-                failing_since = failing_since or time.monotonic()
-                if time.monotonic() - failing_since > LEASE:
-                    self._problem = LeaseLost(f"run {self._run}: the database cannot be reached ({error})")
-                    return
-
-
 async def _close(server: Any, background: list[Any]) -> None:
     await server.stop(0.2)
     for task in background:
@@ -498,50 +460,6 @@ async def _close(server: Any, background: list[Any]) -> None:
 
 def _absent(name: str) -> Splits:
     raise RunFailed(f"client {name}: its rows are where it is, and not at the server")
-
-
-def _options(job: Job) -> Federation:
-    return job.engine if isinstance(job.engine, Federation) else Federation()
-
-
-def _playable(job: Job | str | Path) -> str:
-    """The job's text. InputError for a job that no server can play."""
-    loaded = job if isinstance(job, Job) else jobs.load(job)
-    _check(loaded)
-    text = runs.text_of(loaded)
-    if isinstance(job, Job) and not jobs.is_plain(loaded):
-        raise InputError(
-            "server: clients are told the job as TOML, and this one holds objects that TOML cannot (name them in a file)"
-        )
-    return text
-
-
-def _check(job: Job) -> None:
-    if not isinstance(job.data, Elsewhere):
-        raise InputError(
-            f"data.name = {job.data.name!r}: the rows of a federation are at its clients; write data.name = 'elsewhere' and data.task, "
-            "and give each client its rows with `hansa client --data`"
-        )
-    if not isinstance(job.engine, Federation) and job.engine.name != "inline":
-        raise InputError(
-            f"engine.name = {job.engine.name!r}: a server plays its jobs with 'federation'; leave [engine] out, or name it"
-        )
-    if job.algorithm.collective == "gang":
-        raise InputError(f"algorithm {job.algorithm.name!r}: organisations share no gang; choose one whose clients send sums")
-    if job.clock is not None:
-        raise InputError("clock: devices are simulated, and a federation's clients are real; leave [clock] out")
-    quorum, enough = job.rounds.quorum, _options(job).enough
-    if enough < quorum:
-        raise InputError(
-            f"engine.enough = {enough:g}: rounds would close below rounds.quorum = {quorum:g}; raise it, or lower the quorum"
-        )
-
-
-def _name_of(text: str) -> str:
-    """The name of a job that was submitted. InputError for one that cannot be played."""
-    job = jobs.from_text(text, where="the submitted job")
-    _check(job)
-    return job.name or f"{getattr(job.learner, 'name', 'model')}-{job.algorithm.name}"
 
 
 def _many_files() -> None:

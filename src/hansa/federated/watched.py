@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from hansa.core.errors import InputError
 from hansa.federation.blobs import Blobs
@@ -25,28 +25,14 @@ BLOBS_EVERY = 15.0
 """Seconds for which a blob store that took a blob is believed to take another: a probe costs an object store two requests."""
 
 
-class WatchedServer:
-    """Around one server process, from :meth:`start` to :meth:`stop`.
+class _Watched:
+    """An endpoint and traces, where they are wanted, from :meth:`start` to :meth:`stop`."""
 
-    metrics:  host:port of the endpoint; empty for none. liveness: seconds, see the engine's options. name: of this process.
-    file:     of the database, where it is one.
-    serving:  raises where gRPC does not answer.
-    """
+    def __init__(self, endpoint: Endpoint | None, service: str) -> None:
+        self._endpoint = endpoint
+        self._tracing = Tracing.of_environment(service)
 
-    def __init__(self, office: Office, metrics: str, liveness: float, name: str, file: Path | None, serving: Check) -> None:
-        checks = {"database": database_answers(office.state, file), "blobs": blobs_take(office.blobs, name), "grpc": serving}
-        self._readiness = Readiness(checks)
-        self._figures: Any = None
-        self._endpoint: Endpoint | None = None
-        if metrics:
-            from hansa.federation.observe import ServerFigures
-
-            self._figures = ServerFigures(office.state, office.presence, office.audit, liveness)
-            self._endpoint = Endpoint(metrics, self._figures.registry, self._readiness)
-        self._tracing = Tracing.of_environment("hansa-server")
-        self._spans = RoundSpans(self._tracing) if self._tracing else None
-
-    def start(self) -> WatchedServer:
+    def start(self) -> Self:
         if self._endpoint is not None:
             self._endpoint.start()
         return self
@@ -63,6 +49,28 @@ class WatchedServer:
         if self._endpoint is None:
             raise InputError("metrics: are not served (give metrics = 'host:port')")
         return self._endpoint.address
+
+
+class WatchedServer(_Watched):
+    """Around one server process, from :meth:`start` to :meth:`stop`.
+
+    metrics:  host:port of the endpoint; empty for none. liveness: seconds, see the engine's options. name: of this process.
+    file:     of the database, where it is one.
+    serving:  raises where gRPC does not answer.
+    """
+
+    def __init__(self, office: Office, metrics: str, liveness: float, name: str, file: Path | None, serving: Check) -> None:
+        checks = {"database": database_answers(office.state, file), "blobs": blobs_take(office.blobs, name), "grpc": serving}
+        self._readiness = Readiness(checks)
+        self._figures: Any = None
+        endpoint = None
+        if metrics:
+            from hansa.federation.observe import ServerFigures
+
+            self._figures = ServerFigures(office.state, office.presence, office.audit, liveness)
+            endpoint = Endpoint(metrics, self._figures.registry, self._readiness)
+        super().__init__(endpoint, "hansa-server")
+        self._spans = RoundSpans(self._tracing) if self._tracing else None
 
     @property
     def watch(self) -> Unwatched:
@@ -86,37 +94,19 @@ class WatchedServer:
             self._figures.told(kind, content)
 
 
-class WatchedClient:
+class WatchedClient(_Watched):
     """Around one client, from :meth:`start` to :meth:`stop`. metrics: as for a server."""
 
     def __init__(self, metrics: str) -> None:
         self._figures: Any = None
-        self._endpoint: Endpoint | None = None
+        endpoint = None
         if metrics:
             from hansa.federation.observe import ClientFigures
 
             self._figures = ClientFigures()
-            self._endpoint = Endpoint(metrics, self._figures.registry, Readiness({"server": self._heard_lately}))
-        self._tracing = Tracing.of_environment("hansa-client")
+            endpoint = Endpoint(metrics, self._figures.registry, Readiness({"server": self._heard_lately}))
+        super().__init__(endpoint, "hansa-client")
         self._spans = TaskSpans(self._tracing) if self._tracing else None
-
-    def start(self) -> WatchedClient:
-        if self._endpoint is not None:
-            self._endpoint.start()
-        return self
-
-    def stop(self) -> None:
-        if self._endpoint is not None:
-            self._endpoint.stop()
-        if self._tracing is not None:
-            self._tracing.close()
-
-    @property
-    def address(self) -> str:
-        """host:port of the endpoint. InputError where there is none."""
-        if self._endpoint is None:
-            raise InputError("metrics: are not served (give metrics = 'host:port')")
-        return self._endpoint.address
 
     @property
     def seen(self) -> Unseen:

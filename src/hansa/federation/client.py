@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -231,9 +231,8 @@ class _Beating:
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT):
-            try:
+            # A beat that fails says nothing: whoever reports the result will find out the same, and say it.
+            with suppress(grpc.RpcError, Refused, Interrupted):
                 request = pb.NextRequest(protocol=PROTOCOL, working=[self._task])
                 reply = self._desk.link.once(lambda federation, _: federation.Next(request))  # noqa: B023
                 self.unwanted = self._task not in reply.wanted
-            except (grpc.RpcError, Refused, Interrupted):
-                time.sleep(0.1)  # whoever reports the result will find out the same, and say it
