@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from sklearn import datasets
 from sklearn.datasets import load_digits
 
 from hansa.core.errors import InputError
-from hansa.data import BuiltIn
+from hansa.data import BuiltIn, images
+from hansa.data.sources import Pixels
 
 NUMBERS = ["age", "trestbps", "chol", "thalch", "oldpeak", "ca", "fbs", "exang"]
 CATEGORIES = ["sex", "cp", "restecg", "slope", "thal"]
@@ -81,6 +83,31 @@ def test_images_keep_their_last_ten_thousand_for_the_central_test(name: str) -> 
     assert np.array_equal(rows.y, y[:-10_000])
     assert np.array_equal(np.rint(rows.test.x[:100] * 255).astype(np.uint8), x[-10_000:-9_900])
     assert (float(rows.x[:99].min()), float(rows.x[:99].max())) == (0.0, 1.0)
+
+
+def test_images_are_unpacked_once_and_mapped_from_then_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "UNPACKED", str(tmp_path / "unpacked"))
+    x = np.random.default_rng(0).integers(0, 256, (10_003, 28, 28), np.uint8)
+    np.savez_compressed(tmp_path / "mnist_784.npz", x=x, y=np.zeros(len(x), np.uint8))
+    for _ in range(2):
+        rows = images.images("mnist_784", tmp_path / "mnist_784.npz")
+        assert isinstance(rows.x, Pixels) and isinstance(rows.x.bytes.base.base, np.memmap)
+        assert np.array_equal(rows.x.bytes, x[:-10_000]) and not rows.x.bytes.flags.writeable
+    (copy,) = (tmp_path / "unpacked").iterdir()
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+
+    np.savez_compressed(tmp_path / "mnist_784.npz", x=x[::-1], y=np.zeros(len(x), np.uint8))
+    rows = images.images("mnist_784", tmp_path / "mnist_784.npz")
+    assert isinstance(rows.x, Pixels) and np.array_equal(rows.x.bytes, x[::-1][:-10_000])
+
+
+def test_images_are_read_where_no_copy_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "unpacked").write_text("no folder")
+    monkeypatch.setattr(images, "UNPACKED", str(tmp_path / "unpacked"))
+    x = np.random.default_rng(0).integers(0, 256, (10_003, 28, 28), np.uint8)
+    np.savez(tmp_path / "mnist_784.npz", x=x, y=np.zeros(len(x), np.uint8))
+    rows = images.images("mnist_784", tmp_path / "mnist_784.npz")
+    assert isinstance(rows.x, Pixels) and np.array_equal(rows.x.bytes, x[:-10_000])
 
 
 def test_images_that_are_nowhere_say_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
-import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,19 +10,13 @@ from typing import Literal
 
 import numpy as np
 
-from hansa.core.blocks import Table
-from hansa.core.errors import InputError
-from hansa.data.sources import Pixels, Rows, remembered
+from hansa.data.images import OPENML, images
+from hansa.data.sources import Rows, remembered
 
 HOME = "HANSA_DATA_HOME"
 """The environment variable that names the folder of fetched data sets."""
 
 SKLEARN = ("iris", "digits", "breast_cancer", "wine", "diabetes")
-IMAGES = {"mnist_784": "mnist_784", "fashion_mnist": "Fashion-MNIST"}
-"""Sets of 70,000 images of 28 x 28 pixels, with their names at OpenML (version 1 of each)."""
-
-CENTRAL = 10_000
-"""The last rows of a set of images are its central test set, as its authors split it."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +27,7 @@ class BuiltIn:
     scikit-learn are data frames under their own feature names, ``digits`` an array (1797, 64) in [0, 1]; they have no natural
     clients. ``mnist_784`` and ``fashion_mnist`` are float32 arrays (60000, 28, 28) in [0, 1] with a central test set of 10,000
     images, read from ``<name>.npz`` (arrays ``x``, ``y``) in the folder ``$HANSA_DATA_HOME`` or ``~/.cache/hansa``, where they are
-    put when they are fetched for the first time.
+    put when they are fetched for the first time; an unpacked copy of the images in ``~/.cache/hansa/unpacked`` is what processes map.
     """
 
     name: Literal[
@@ -46,9 +38,9 @@ class BuiltIn:
         """All rows. Raises InputError when a set of images is neither in the data home nor can be fetched."""
         if self.name == "heart_disease":
             return remembered(self, _heart_disease)
-        if self.name in IMAGES:
+        if self.name in OPENML:
             # Every client's load asks, so it must cost nothing where the images are there: no path is made.
-            return remembered((self, os.environ.get(HOME)), lambda: _images(self.name, data_home() / f"{self.name}.npz"))
+            return remembered((self, os.environ.get(HOME)), lambda: images(self.name, data_home() / f"{self.name}.npz"))
         return remembered(self, lambda: _sklearn(self.name))
 
 
@@ -88,43 +80,3 @@ def _sklearn(name: str) -> Rows:
     if name == "diabetes":
         return Rows(x, y.astype(np.float64), None, None, "regression")
     return Rows(x, y.astype(np.int64), None, None, "classification")
-
-
-def _images(name: str, path: Path) -> Rows:
-    if not path.exists():
-        _fetch(name, path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            x, y = file["x"], file["y"]
-    except (KeyError, OSError, ValueError) as error:
-        raise InputError(f"{path}: is no file with the arrays x and y ({error}); delete it to fetch it again") from error
-    if len(x) != len(y) or len(x) <= CENTRAL:
-        raise InputError(
-            f"{path}: has {len(x):,} images and {len(y):,} labels, 70,000 of each belong there; delete it to fetch it again"
-        )
-    x, y = x.reshape(-1, 28, 28), y.astype(np.int64)
-    return Rows(Pixels(x[:-CENTRAL]), y[:-CENTRAL], None, Table(Pixels(x[-CENTRAL:]), y[-CENTRAL:]), "classification")
-
-
-def _fetch(name: str, path: Path) -> None:
-    from sklearn.datasets import fetch_openml
-
-    try:
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it announces that it tries again; that it failed in the end is said below
-            bunch = fetch_openml(IMAGES[name], version=1, data_home=folder, as_frame=False, n_retries=1, parser="auto")
-    except OSError as error:
-        raise InputError(
-            f"{path} does not exist, and {name} cannot be fetched from openml.org ({error}); "
-            f"set HANSA_DATA_HOME to the folder that holds {path.name}"
-        ) from error
-    x = bunch.data.astype(np.uint8).reshape(-1, 28, 28)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Written beside its place and moved there, so that a run that is killed leaves no half a file.
-    handle, half = tempfile.mkstemp(dir=path.parent, suffix=".npz")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, x=x, y=bunch.target.astype(np.uint8))
-        os.replace(half, path)
-    finally:
-        Path(half).unlink(missing_ok=True)
