@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -95,14 +95,12 @@ def by_hand(bound: Any, params: Params, whole: LoadedBlock, plan: Plan) -> tuple
     return models, losses
 
 
-ONE_BY_ONE, SIDE_BY_SIDE = 0, 10**6
-"""Weights up to which clients are trained side by side."""
-
-CASES: dict[str, tuple[int, Plan, str]] = {
-    "plain": (ONE_BY_ONE, Plan(Local(epochs=2, batch_size=7), rate=0.1), ""),
+SIDE_BY_SIDE, IN_TURN, NO_LOOP = get_args(jax_training.Loops)
+CASES: dict[str, tuple[str, Plan, str]] = {
+    "plain": (IN_TURN, Plan(Local(epochs=2, batch_size=7), rate=0.1), ""),
     "plain, side by side": (SIDE_BY_SIDE, Plan(Local(epochs=2, batch_size=7), rate=0.1), ""),
     "everything": (
-        ONE_BY_ONE,
+        IN_TURN,
         Plan(Local(batch_size=4, optimizer=SGD(momentum=0.5, nesterov=True), clip=0.3), rate=0.05, proximal=0.4),
         "of each client",
     ),
@@ -111,14 +109,20 @@ CASES: dict[str, tuple[int, Plan, str]] = {
         Plan(Local(batch_size=4, optimizer=SGD(momentum=0.9), clip=0.3), rate=0.05, proximal=0.4),
         "of each client",
     ),
-    "adam, all rows": (ONE_BY_ONE, Plan(Local(epochs=3, batch_size=0, optimizer=Adam()), rate=0.01), "of all"),
+    "adam, all rows": (IN_TURN, Plan(Local(epochs=3, batch_size=0, optimizer=Adam()), rate=0.01), "of all"),
+    "everything, no loop": (
+        NO_LOOP,
+        Plan(Local(batch_size=4, optimizer=SGD(momentum=0.5, nesterov=True), clip=0.3), rate=0.05, proximal=0.4),
+        "of each client",
+    ),
+    "adam, no loop": (NO_LOOP, Plan(Local(epochs=2, batch_size=7, optimizer=Adam()), rate=0.01), "of all"),
     "a batch larger than any client": (SIDE_BY_SIDE, Plan(Local(epochs=2, batch_size=100), rate=0.1), ""),
 }
 
 
-@pytest.mark.parametrize(("small", "plan", "drift"), CASES.values(), ids=CASES.keys())
-def test_the_compiled_loop_is_the_local_step(small: int, plan: Plan, drift: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jax_training, "SMALL", small)
+@pytest.mark.parametrize(("loops", "plan", "drift"), CASES.values(), ids=CASES.keys())
+def test_the_compiled_loop_is_the_local_step(loops: str, plan: Plan, drift: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax_training, "_loops", lambda *_: loops)
     bound = JaxLearner(model=(net, applied), l2=0.02).bind(schema())
     params, whole = bound.init(0), block(bound)
     if drift:
@@ -134,6 +138,21 @@ def test_the_compiled_loop_is_the_local_step(small: int, plan: Plan, drift: str,
         assert trained.params[name].flags.writeable
         for k, model in enumerate(models):
             np.testing.assert_allclose(trained.params[name][k], model[name], rtol=2e-4, atol=1e-5)
+
+
+def convolved(params: Any, x: Any) -> Any:
+    from jax import lax
+
+    return jax.jit(lambda x, w: lax.conv(x, w, (1, 1), "SAME"))(x[:, None, :, None], params["w"])[:, 0, :, 0]
+
+
+def test_only_loops_without_convolutions_are_compiled_on_a_cpu() -> None:
+    learner = JaxLearner(model=(lambda key, x: {"w": np.ones((1, 1, 3, 1), np.float32)}, convolved))
+    model, x = learner.bind(schema(classes=5)).model, np.ones((1, 5), np.float32)
+    assert jax_training._loops(model, model.flat(model.init(jax.random.key(0), x)), x) == NO_LOOP
+    dense = JaxLearner(model=(net, applied)).bind(schema())
+    assert jax_training._loops(dense.model, dense.init(0), x) == SIDE_BY_SIDE
+    assert jax_training._loops(dense.model, {**dense.init(0), "more": np.zeros(10**6)}, x) == IN_TURN
 
 
 def test_a_perceptron_is_that_of_the_numpy_learner() -> None:
@@ -186,7 +205,7 @@ def test_a_model_may_be_made_by_a_function_in_a_file(tmp_path: Path) -> None:
 
 def test_a_model_that_is_bound_again_is_not_compiled_again() -> None:
     def compiled() -> int:
-        return int(jax_training._compiled()._cache_size())
+        return int(jax_training._compiled(jax_training._train)._cache_size())
 
     learner = JaxLearner(model=PERCEPTRON, options={"widths": (7, 3)})
     plan = Plan(Local(batch_size=7), rate=0.1)
