@@ -24,7 +24,7 @@ from hansa.federation.blobs import STEP
 from hansa.federation.identity import Credentials, channel_credentials
 from hansa.federation.protocol import PROTOCOL
 from hansa.federation.protocol import hansa_pb2 as pb
-from hansa.federation.protocol import hansa_pb2_grpc as rpc
+from hansa.federation.wire import FederationStub, piece
 
 OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 4 << 20)]
 
@@ -32,7 +32,7 @@ OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_len
 async def client(home: Path, address: str, number: int, told: dict[str, list[float]], folder: Path) -> None:
     credentials = channel_credentials(Credentials.load(home))
     async with grpc.aio.secure_channel(address, credentials, OPTIONS) as channel:
-        stub = rpc.FederationStub(channel)
+        stub = FederationStub(channel)
         while True:
             began = time.perf_counter()
             try:
@@ -58,10 +58,10 @@ async def client(home: Path, address: str, number: int, told: dict[str, list[flo
 async def fetched(stub: Any, blob: Any, folder: Path) -> Any:
     """Every client reads all bytes of the call; one of them keeps what all work from."""
     path, size = folder / blob.digest, 0
-    parts = []
+    parts, new = [], not path.exists()
     async for chunk in stub.GetBlob(pb.GetBlobRequest(digest=blob.digest)):
         size += len(chunk.data)
-        if not path.exists():
+        if new:
             parts.append(chunk.data)
     assert size == blob.size
     if not path.exists():
@@ -98,7 +98,7 @@ async def uploaded(stub: Any, path: Path, blob: Any) -> None:
         await start.wait()
         with path.open("rb") as file:
             while part := file.read(STEP):
-                yield pb.PutBlobRequest(data=part)
+                yield piece(part)
 
     async for reply in stub.PutBlob(requests()):
         if reply.complete:

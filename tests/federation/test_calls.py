@@ -21,6 +21,7 @@ import hansa
 from hansa.algorithms.fedavg import FedAvg, FedProx
 from hansa.algorithms.fedmedian import FedMedian
 from hansa.algorithms.gradient_descent import GradientDescent
+from hansa.algorithms.lloyd import Lloyd
 from hansa.algorithms.newton import Newton
 from hansa.algorithms.scaffold import Scaffold
 from hansa.core.contracts import Message, Schema
@@ -304,6 +305,21 @@ def test_results_of_an_algorithm_that_is_not_known_are_limited_and_alike() -> No
             decode_result(encode_result(Total(values, 1.0, 1)), pinned)
     with pytest.raises(InputError, match="more than 100 bytes"):
         decode_result(encode_result(Total({"a": np.ones(13)}, 1.0, 1)), unknown)
+
+
+def test_what_a_call_declares_may_be_as_large_as_the_model() -> None:
+    """The limit in bytes is for what the call does not say, and grows with the model."""
+    told = Expected("sum", {"delta/w": Value((50,), ("float64",)), "scores": Value((None,), ("float64",))}, size=100)
+
+    def of(scores: int) -> Any:
+        return encode_result(Total({"delta/w": np.ones(50), "scores": np.ones(scores)}, 1.0, 1))
+
+    assert decode_result(of(12), told).values["delta/w"].nbytes == 400
+    with pytest.raises(InputError, match="more than 100 bytes"):
+        decode_result(of(13), told)
+    huge = np.broadcast_to(np.float32(0), (2**15, 2**15))  # 4 GiB, without the memory
+    call = WorkCall(FedAvg(local=LOCAL), Message({"w": huge}, {"rate": 1.0}), SCHEMA, 1, 1)
+    assert expected(call).size == 4 * 2**32 and expected(replace(call, algorithm=Lloyd())).size == 4 * 2**32
 
 
 class Seen(list[tuple[Any, Expected, Any]]):

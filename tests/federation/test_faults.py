@@ -35,7 +35,7 @@ LOCAL = hansa.Local(epochs=1, batch_size=32, learning_rate=0.1)
 SERVER = {
     "server.call_stored": 4, "server.tasks_opened": 4, "server.report_validated": 7, "server.report_committed": 6,
     "server.exchange_over": 4, "server.state_saved": 2, "server.state_stored": 2, "server.round_committed": 2,
-    "server.blob_partial": 3, "server.blob_complete": 6,
+    "server.blob_partial": 3, "server.blob_complete": 6, "server.run_finished": 1,
 }  # fmt: skip
 CLIENT = {
     "client.task_received": 4, "client.call_fetched": 4, "client.computed": 4, "client.partly_uploaded": 2, "client.uploaded": 4,
@@ -146,6 +146,26 @@ def test_a_server_that_dies_at_a_step_goes_on(step: str, founded: Founded, forge
         assert founded.server(forge, f"{step}:{SERVER[step]}").wait() == -9
         assert founded.server(forge).wait() == 0, (founded.folder / "server.log").read_text()
     founded.check()
+
+
+def test_a_run_that_is_over_is_no_other_run_after_a_restart(founded: Founded, forge: Forge) -> None:
+    """Its end is shown as it was, also when no client is there any more, until another run is asked for."""
+    with threads(founded.homes):
+        assert founded.server(forge, "server.run_finished").wait() == -9
+    assert founded.server(forge, "", "--json").wait() == 0, (founded.folder / "server.log").read_text()
+    founded.check()
+    given = served(founded.job, clients=len(NAMES))
+    with Server(given, home=founded.folder / "server", listen=founded.address, quiet=True) as server:
+        done = server.train()
+        assert len(server.office.state.all_open()) == 0 and len(server.office.state.runs()) == 1
+        assert same_bits(done.params, founded.params) and done.ended == f"played all {ROUNDS} rounds"
+        assert done.history[-1]["round"] == ROUNDS and done.metrics["test/accuracy"] == done.history[-1]["test/accuracy"]
+        assert set(done.by_client) == set(NAMES) and done.model.n_features_in_ == 30
+        with threads(founded.homes):
+            more = server.train(again=True)
+        assert len(server.office.state.runs()) == 2 and more.directory != done.directory
+    assert (more.ended, more.metrics, more.by_client) == (done.ended, done.metrics, done.by_client)
+    assert same_bits(more.params, done.params)
 
 
 @pytest.mark.parametrize("step", CLIENT)

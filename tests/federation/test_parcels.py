@@ -14,25 +14,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from hansa.core.errors import InputError
 from hansa.federation.parcels import ALIGNMENT, Limits, read, write
+from tests.trees import trees_with
 
-dtypes = st.one_of(
-    hnp.boolean_dtypes(),
-    hnp.integer_dtypes(endianness="="),
-    hnp.unsigned_integer_dtypes(endianness="="),
-    hnp.floating_dtypes(endianness="=", sizes=(16, 32, 64)),
-)
-arrays = hnp.arrays(dtypes, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
-plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
-keys = st.text(alphabet=st.sampled_from('ab/~01."\\é医@')) | st.sampled_from(["__metadata__", "dict", "array", "float", ".0"])
-leaves = plain | arrays | arrays.filter(lambda a: a.ndim == 0).map(lambda a: a[()])
-trees = st.dictionaries(
-    keys,
-    st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(keys, inner) | st.tuples(inner, inner), max_leaves=12),
-)
+trees = trees_with(".0")
 TREE = {
     "call": "work", "round": 3, "rate": 0.1, "names": ["a", None, True], "pair": (1, float("inf")),
     "params": {"w": np.arange(12.0).reshape(3, 4), "b": np.arange(3, dtype=np.float32), "n": np.int64(7), "e": np.zeros((0, 2))},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
+from hansa.core.errors import InputError
 from hansa.federated.client import Client
+from hansa.federated.relay import Relay
 from hansa.federated.server import Server
 from hansa.federation.state import State
 from hansa.runs import text_of
@@ -120,3 +123,26 @@ def test_who_knows_two_addresses_goes_to_the_next(postgres: Callable[[], str], t
     with Server(home=tmp_path / "server", listen="127.0.0.1:0", database=url, quiet=True) as server:
         who = Client.join(f"127.0.0.1:{dead},{server.address}", server.token("a"), tmp_path / "a")
     assert who.name == "a"
+
+
+def test_a_relay_with_a_database_of_its_own(postgres: Callable[[], str], tmp_path: Path) -> None:
+    """And with no other's."""
+    given, url, theirs = scaffold(2), postgres(), postgres()
+    with Server(
+        served(given, clients=len(NAMES)), home=tmp_path / "server", listen="127.0.0.1:0", database=theirs, quiet=True
+    ) as server:
+        Client.join(server.address, server.token("north", "relay"), tmp_path / "north")
+        with Relay(home=tmp_path / "north", listen="127.0.0.1:0", database=url) as relay:
+            relaying = threading.Thread(target=relay.run)
+            relaying.start()
+            try:
+                with threads(joined(relay.server, given, tmp_path, NAMES)):
+                    done = server.train()
+            finally:
+                relay.stop.set()
+                relay.hang_up()
+                relaying.join()
+            assert {row.status for row in relay.server.office.state.runs()} <= {"running", "finished"}
+    assert same_bits(done.params, simulated(given, tmp_path))
+    with pytest.raises(InputError, match="holds runs of another process"):
+        Relay(home=tmp_path / "north", listen="127.0.0.1:0", database=theirs).start()

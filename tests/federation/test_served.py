@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hansa.federated.client import Client
 from hansa.federation.served import Served
+from hansa.runs import text_of
+from tests.federation.parties import job, mine, served
 
 CALLS = ["a" * 64, "b" * 64, "c" * 64]
 
@@ -21,3 +24,11 @@ def test_what_a_crash_cut_off_is_no_call(tmp_path: Path) -> None:
     (tmp_path / "run.rounds").write_text(f"\n{CALLS[0]}\n\n{CALLS[1][:20]}")
     assert Served(tmp_path).begin("run", CALLS[1]) == 2
     assert Served(tmp_path).begin("run", CALLS[2]) == 3
+
+
+def test_a_clients_own_state_is_durable_before_its_report(tmp_path: Path) -> None:
+    """Else a power cut could take from the client what the server has used."""
+    client = Client("127.0.0.1:1", data=mine(job(), "client-000"), home=tmp_path, name="client-000")
+    store = client._open(text_of(served(job())), "run-1", 0, 1).worker.store
+    store.write(1, {"client-000": {}})
+    assert store._open().execute("PRAGMA synchronous").fetchone() == (2,)  # type: ignore[attr-defined]

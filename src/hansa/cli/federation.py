@@ -28,6 +28,23 @@ def pki_options(command: Any) -> Any:
     return command
 
 
+def serving_options(command: Any) -> Any:
+    """What is said of a place that clients call: of a server, and of a relay."""
+    said = {
+        "--listen": ("HOST:PORT", "Where to serve; port 0 is any free one."),
+        "--database": ("URL", "SQLAlchemy URL.  [default: SQLite in the home]"),
+        "--blobs": ("URL", "Folder or fsspec URL of models and updates.  [default: in the home]"),
+        "--authority": ("DIR", "Folder of the authority.  [default: in the home]"),
+        "--metrics": ("HOST:PORT", "Serve Prometheus metrics, /healthz and /readyz there."),
+    }
+    command = pki_options(command)
+    for name, (metavar, text) in reversed(said.items()):
+        default = "127.0.0.1:9443" if name == "--listen" else ""
+        command = click.option(name, default=default, show_default=bool(default), metavar=metavar, help=text)(command)
+    hosts = "A name or address by which clients reach it; repeatable."
+    return click.option("--host", "hosts", multiple=True, metavar="NAME", help=hosts)(command)
+
+
 def _pki(key: Path | None, certificate: Path | None, believe: Path | None) -> Any:
     if key is None and certificate is None and believe is None:
         return None
@@ -38,6 +55,13 @@ def _pki(key: Path | None, certificate: Path | None, believe: Path | None) -> An
     return Credentials.read(key, certificate, believe)
 
 
+def _say_where(address: str, home: Path, joined: bool) -> None:
+    """joined: members join with tokens, and not by an own PKI."""
+    click.echo(f"serving on {address}", err=True)
+    if joined:
+        click.echo(f"invite a client with: hansa token --name NAME --home {home}", err=True)
+
+
 def _epilog(text: str) -> str:
     return f"Example: {text}"
 
@@ -45,29 +69,20 @@ def _epilog(text: str) -> str:
 @click.command(epilog=_epilog("hansa server job.toml --home server/ --listen 0.0.0.0:9443 --host train.example.org"))
 @click.argument("job", metavar="[JOB.toml]", required=False, type=click.Path(path_type=Path))
 @home_option
-@click.option(
-    "--listen", default="127.0.0.1:9443", show_default=True, metavar="HOST:PORT", help="Where to serve; port 0 is any free one."
-)
-@click.option(
-    "--host", "hosts", multiple=True, metavar="NAME", help="A name or address by which clients reach the server; repeatable."
-)
-@click.option("--database", default="", metavar="URL", help="SQLAlchemy URL.  [default: SQLite in the home]")
-@click.option("--blobs", default="", metavar="URL", help="Folder or fsspec URL of models and updates.  [default: in the home]")
-@click.option("--authority", default="", metavar="DIR", help="Folder of the authority, for servers that share a database.")
+@serving_options
 @click.option("--keep", is_flag=True, help="Go on serving when the job is done, for what administrators submit.")
+@click.option("--again", is_flag=True, help="Play the job once more where its run is over.")
 @click.option("--insecure", is_flag=True, help="No TLS, on a loopback address only.")
-@click.option("--metrics", default="", metavar="HOST:PORT", help="Serve Prometheus metrics, /healthz and /readyz there.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
-@pki_options
 @json_option
 def server(
-    job: Path | None, home: Path, listen: str, hosts: tuple[str, ...], database: str, blobs: str, authority: str, keep: bool,
+    job: Path | None, home: Path, listen: str, hosts: tuple[str, ...], database: str, blobs: str, authority: str, keep: bool, again: bool,
     insecure: bool, metrics: str, quiet: bool, key: Path | None, certificate: Path | None, believe: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Play a job with organisations that join; without a job, play what administrators submit.
 
     The first start makes a certificate authority, a database and a blob store in the home. A start after a crash goes on where the
-    last one was, to the same bits.
+    last one was, to the same bits; after the end of the run it shows that end, and plays nothing unless told with --again.
     """
     from hansa.cli import show
     from hansa.cli.logs import to_stderr
@@ -79,10 +94,9 @@ def server(
         quiet=quiet or as_json, metrics=metrics, pki=_pki(key, certificate, believe),
     )  # fmt: skip
     with place, _ended_by_signals(place.stop_playing):
-        click.echo(f"serving on {place.address}", err=True)
-        click.echo(f"invite a client with: hansa token --name NAME --home {home}", err=True)
+        _say_where(place.address, home, certificate is None)
         if job is not None:
-            show.run(place.train(), as_json)
+            show.run(place.train(again), as_json)
         if job is None or keep:
             place.serve_forever()
 
@@ -157,38 +171,42 @@ def client(
 
 @click.command(epilog=_epilog("hansa relay --home north/ --listen 0.0.0.0:9443 --host north.example.org"))
 @home_option
-@click.option(
-    "--listen",
-    default="127.0.0.1:9443",
-    show_default=True,
-    metavar="HOST:PORT",
-    help="Where to serve clients; port 0 is any free one.",
-)
-@click.option(
-    "--host", "hosts", multiple=True, metavar="NAME", help="A name or address by which clients reach the relay; repeatable."
-)
-@click.option("--metrics", default="", metavar="HOST:PORT", help="Serve Prometheus metrics, /healthz and /readyz there.")
+@serving_options
 @address_option
 @logs_option
 @click.option("--quiet", is_flag=True, help="Log warnings only.")
-def relay(home: Path, listen: str, hosts: tuple[str, ...], metrics: str, address: str, as_json: bool, quiet: bool) -> None:
+def relay(
+    home: Path, listen: str, hosts: tuple[str, ...], database: str, blobs: str, authority: str, metrics: str, key: Path | None,
+    certificate: Path | None, believe: Path | None, address: str, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
     """Stand between a server and the clients of a region: add what they answer, to the same bits, and pass it on.
 
-    The home has joined the server with a token of the role relay; clients join the relay as they would a server.
+    The home has joined the server with a token of the role relay; clients join the relay as they would a server. Its database is its
+    own, never its server's.
     """
     from hansa.cli.logs import to_stderr
     from hansa.federated.relay import Relay
 
     to_stderr("warning" if quiet else "info", as_json)
-    place = Relay(address, home=home, listen=listen, hosts=hosts, metrics=metrics)
+    pki = _pki(key, certificate, believe)
+    place = Relay(
+        address,
+        home=home,
+        listen=listen,
+        hosts=hosts,
+        database=database,
+        blobs=blobs,
+        authority=authority,
+        metrics=metrics,
+        pki=pki,
+    )
 
     def end() -> None:
         place.stop.set()
         place.hang_up()
 
     with place, _ended_by_signals(end):
-        click.echo(f"serving on {place.address}", err=True)
-        click.echo(f"invite a client with: hansa token --name NAME --home {home}", err=True)
+        _say_where(place.address, home, pki is None)
         place.run()
 
 

@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,20 +37,24 @@ class MemoryStore:
 
 
 class DiskStore:
-    """Keeps the state in one SQLite file; memory does not grow with the number of clients."""
+    """Keeps the state in one SQLite file; memory does not grow with the number of clients.
+
+    durable: a power cut loses nothing that was written. A simulation needs none of that: its own round goes with the client's, and is
+             played again. A client of a federation does: its server has the round whose state would be lost here.
+    """
 
     # With row ids, so that entries of any size lie beside the index and not in it: a read of one walks over no other.
     _SCHEMA = "CREATE TABLE IF NOT EXISTS entries (client TEXT, round INTEGER, layout TEXT, data BLOB, PRIMARY KEY (client, round))"
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, durable: bool = False) -> None:
+        self.path, self.durable = path, durable
         self._connection: sqlite3.Connection | None = None
 
-    def __getstate__(self) -> dict[str, Path]:
-        return {"path": self.path}
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "durable": self.durable}
 
-    def __setstate__(self, state: dict[str, Path]) -> None:
-        self.path, self._connection = state["path"], None
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.path, self.durable, self._connection = state["path"], state["durable"], None
 
     def _open(self) -> sqlite3.Connection:
         # Opened on first use, so that a run without client state has no file and a worker process has its own connection.
@@ -59,7 +64,7 @@ class DiskStore:
             connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
             with _alone_in(self.path.parent):  # the switch to WAL does not wait for its turn as everything after it does
                 connection.execute("PRAGMA journal_mode=WAL")
-                connection.execute("PRAGMA synchronous=NORMAL")
+                connection.execute(f"PRAGMA synchronous={'FULL' if self.durable else 'NORMAL'}")
                 connection.execute(self._SCHEMA)
             self._connection = connection
         return self._connection

@@ -209,7 +209,7 @@ class Client:
         job = jobs.from_text(text, where=f"the job of run {run}")
         check_code(job, self.policy)
         recipe = self.mine.recipe(self.name, job)
-        store = DiskStore(self.home.folder("state") / f"{run}.sqlite")
+        store = DiskStore(self.home.folder("state") / f"{run}.sqlite", durable=True)
         worker = Worker(job.learner, _Only(position, recipe, population), store)
         return Seat(worker, self._ask(job, run, recipe))
 

@@ -27,8 +27,10 @@ class Relay:
     home:     folder with its certificate of the server's federation, and all that a server has: an authority for its own members, the
               database, the blobs, the audit log.
     listen:   host:port to serve its clients on; port 0 takes a free one.
-    hosts:    names and addresses by which they reach it, besides that of ``listen``.
-    metrics:  host:port on which Prometheus metrics, /healthz and /readyz are served; nowhere by default.
+    hosts, database, blobs, authority, metrics: of what it serves, as of a :class:`hansa.Server`. The database is its own: never its
+              server's, and never another relay's.
+    pki:      an own PKI's credentials of this relay, which it shows to its server and to its clients: a certificate with the role
+              "relay" and the names by which clients reach it. Server and clients have some too; nobody joins then.
     name:     needed only for a server that runs with ``--insecure`` on this machine, to which it is told as it is.
     insecure: to its clients no TLS: on a loopback address only, to try things out.
 
@@ -36,15 +38,22 @@ class Relay:
     """
 
     def __init__(
-        self, address: str = "", *, home: str | Path, listen: str = "127.0.0.1:9443", hosts: Sequence[str] = (), name: str = "",
-        insecure: bool = False, limits: Limits | None = None, metrics: str = "",
+        self, address: str = "", *, home: str | Path, listen: str = "127.0.0.1:9443", hosts: Sequence[str] = (), database: str = "",
+        blobs: str | Path = "", authority: str | Path = "", pki: Credentials | None = None, name: str = "", insecure: bool = False,
+        limits: Limits | None = None, metrics: str = "",
     ) -> None:  # fmt: skip
-        self._server = Server(home=home, listen=listen, hosts=hosts, insecure=insecure, quiet=True, limits=limits, metrics=metrics)
+        self._server = Server(
+            home=home, listen=listen, hosts=hosts, database=database, blobs=blobs, authority=authority, pki=pki, insecure=insecure,
+            quiet=True, limits=limits, metrics=metrics,
+        )  # fmt: skip
         self.home = self._server.home
-        self._credentials = None if name else Credentials.load(self.home.path)
+        self._credentials = pki or (None if name else Credentials.load(self.home.path))
+        self._renews = pki is None
         self.name = name
         if self._credentials is not None:
             who = self._credentials.identity
+            if who.role != "relay" and pki is not None:
+                raise InputError(f"--certificate: is that of a {who.role}; a relay needs one whose organisational unit is 'relay'")
             if who.role != "relay":
                 raise InputError(
                     f"--home {home}: has joined its server as a {who.role}; a relay needs a token of its own (hansa token --role relay)"
@@ -58,8 +67,15 @@ class Relay:
     def start(self) -> Relay:
         """Answer the clients from now on. InputError where the address cannot be used, or another process has the home."""
         self._server.start()
-        self._server.office.submitted = _plays_nothing
         self._serving = True
+        others = {row.owner for row in self._server.office.state.runs()} - {None, self.home.own_name()}
+        if others:
+            self.close()
+            raise InputError(
+                f"the relay's database holds runs of another process ({min(map(str, others))}); give it a database of its own, with the "
+                "home that it has had before (--database, --home)"
+            )
+        self._server.office.submitted = _plays_nothing
         return self
 
     def close(self) -> None:
@@ -111,7 +127,7 @@ class Relay:
             self._post.link.close()
 
     def _renew(self, link: Link) -> None:
-        if self._credentials is not None:
+        if self._renews and self._credentials is not None:
             self._credentials = renewed(link, self._credentials, self.home.path, self.stop)
 
 

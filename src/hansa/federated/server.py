@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
-import json
 import logging
 import socket
 import threading
-import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -22,57 +17,32 @@ import tomli_w
 from sqlalchemy.exc import OperationalError
 
 from hansa import job as jobs
-from hansa import runs
-from hansa.core.blocks import Client as Recipe
-from hansa.core.blocks import Splits
-from hansa.core.contracts import Engine
-from hansa.core.errors import HansaError, InputError, RunFailed
+from hansa.core.errors import InputError, RunFailed
 from hansa.core.files import replace_file
 from hansa.core.params import Params
-from hansa.federated.claim import Claim
 from hansa.federated.client import ADDRESS
-from hansa.federated.folder import ServedFolder
 from hansa.federated.home import Home
 from hansa.federated.playable import name_of, options_of, playable
+from hansa.federated.player import LOOK, Player
 from hansa.federated.watched import WatchedServer, loop_serves
 from hansa.federation.audit import Audit
 from hansa.federation.blobs import Blobs, open_blobs
-from hansa.federation.engine import LEASE, FederationEngine, Playing, Stopped
 from hansa.federation.identity import Authority, Credentials, Role, server_credentials
 from hansa.federation.office import Limits, Office, invite, revoke, submit
 from hansa.federation.options import Federation
 from hansa.federation.presence import Bell, Presence
 from hansa.federation.serving import serve
-from hansa.federation.state import LeaseLost, RunRow, State
+from hansa.federation.state import State
 from hansa.job import Job
-from hansa.options import describe
 from hansa.runs import Run
 
 log = logging.getLogger("hansa.federation.server")
-
-LOOK = 0.3
-"""Seconds between two looks for clients that join, and for runs that are submitted."""
 
 LEFT = 3 * 3600.0
 """Seconds since anybody touched a blob or an upload that nothing names, when it is removed."""
 
 RENEWED = timedelta(days=30)
 """What is left of the server's own certificate when it is replaced."""
-
-
-@dataclass(frozen=True)
-class _Hosted:
-    """The engine of a job that this server plays."""
-
-    engine: FederationEngine = field(repr=False)
-    options: Federation
-    name: str = "federation"
-
-    def build(self) -> Engine:
-        return self.engine
-
-    def plain(self) -> Any:
-        return describe(self.options)
 
 
 class Server:
@@ -262,6 +232,10 @@ class Server:
         return self._seen.address
 
     @property
+    def _player(self) -> Player:
+        return Player(self.office, self._seen, self.home.folder("runs"), self._owner, self._over, self.quiet)
+
+    @property
     def _seen(self) -> WatchedServer:
         if self._watched is None:
             raise InputError("server: it is not running (call start(), or use it in a with statement)")
@@ -285,8 +259,12 @@ class Server:
 
     # Runs
 
-    def train(self) -> Run:
+    def train(self, again: bool = False) -> Run:
         """Play the server's job to its end, from where an earlier process left it; returns the finished run.
+
+        A run of the same job that is over is given back as it is, unless it failed: then another one begins.
+
+        again: also where it is over or was stopped another one begins.
 
         Raises what :func:`hansa.run` raises, and RunFailed where an administrator stopped the run.
         """
@@ -294,21 +272,22 @@ class Server:
             raise InputError("server.train: the server has no job (give it one, or call serve_forever() and submit jobs)")
         if self._office is None:
             with self:
-                return self.train()
-        self.run_id = submit(self.office, self._text, "admin", once=True)
+                return self.train(again)
+        self.run_id = submit(self.office, self._text, "admin", "again" if again else "once")
+        player = self._player
         while not self._over.is_set():
             try:
                 row = self.office.state.run(self.run_id)
             except OperationalError as away:
-                self._wait_for_database(away)
+                player.wait_for_database(away)
                 continue
             if row.status in ("failed", "stopped"):
                 raise RunFailed(f"run {row.id}: {row.message}")
             if row.status == "finished":
-                return self._finished(row)
-            claimed = self._claimed()
+                return player.finished(row)
+            claimed = player.claimed()
             if claimed is not None:
-                done = self._play(claimed, raising=claimed.id == self.run_id)
+                done = player.play(claimed, raising=claimed.id == self.run_id)
                 if done is not None and claimed.id == self.run_id:
                     return done
             else:
@@ -318,23 +297,11 @@ class Server:
     def serve_forever(self) -> None:
         """Play whatever is submitted, one run after another, until :meth:`stop`."""
         while not self._over.is_set():
-            row = self._claimed()
+            row = self._player.claimed()
             if row is None:
                 self._over.wait(LOOK)
             else:
-                self._play(row, raising=False)
-
-    def _claimed(self) -> RunRow | None:
-        """A run to play; None where there is none, and while the database cannot be reached."""
-        try:
-            return self.office.state.claim(self._owner, LEASE)
-        except OperationalError as away:
-            self._wait_for_database(away)
-            return None
-
-    def _wait_for_database(self, away: Exception) -> None:
-        log.warning("the database cannot be reached (%s); trying again", away)
-        self._over.wait(LOOK)
+                self._player.play(row, raising=False)
 
     def get_parameters(self, run: str = "") -> Params:
         """The model's params after the last committed round of a run, by default of the last one that this server played."""
@@ -350,105 +317,6 @@ class Server:
     def _owner(self) -> str:
         return self.home.own_name()
 
-    def _finished(self, row: RunRow) -> Run:
-        """A run that another process finished, as this one would have given it back."""
-        self.office.state.adopt(row.id, self._owner)
-        return self._train(row, Claim(self.office.state, row.id, self._owner))
-
-    def _play(self, row: RunRow, raising: bool) -> Run | None:
-        """Play a claimed run; None where it failed, was stopped, or was taken over (raised instead, if ``raising``)."""
-        state, tell = self.office.state, self._teller(row.id)
-        with Claim(state, row.id, self._owner) as claim:
-            try:
-                done = self._train(row, claim)
-                claim.check()
-                state.finish(row.id, self._owner, "finished", done.ended)
-                tell("finished", {"message": done.ended, "metrics": done.metrics})
-                return done
-            except LeaseLost as lost:
-                log.warning("%s", lost)
-                return None
-            except OperationalError as away:  # whoever claims the run next goes on with it
-                self._wait_for_database(away)
-                return None
-            except Stopped as stopped:
-                self._end(row.id, "stopped", str(stopped))
-                if raising:
-                    raise
-            except HansaError as error:
-                self._end(row.id, "failed", str(error))
-                if raising:
-                    raise
-            except Exception as error:
-                self._end(row.id, "failed", f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
-                if raising:
-                    raise
-        return None
-
-    def _end(self, run: str, status: Any, message: str) -> None:
-        with contextlib.suppress(LeaseLost):
-            self.office.state.finish(run, self._owner, status, message)
-            self._teller(run)(status, {"message": message})
-
-    def _train(self, row: RunRow, claim: Claim) -> Run:
-        office, job = self.office, jobs.from_text(row.job, where=f"run {row.id}")
-        options = options_of(job)
-
-        def check() -> None:
-            claim.check()
-            if self._over.is_set():
-                raise LeaseLost(f"run {row.id}: this server was stopped")
-
-        names = row.clients or self._gathered(row, options, check)
-        playing = Playing(
-            row.id, self._owner, office.state, office.blobs, office.presence, office.bell, office.reported, options,
-            self._teller(row.id), check, self._seen.watch,
-        )  # fmt: skip
-        engine = FederationEngine(playing)
-        hosted = replace(job, engine=_Hosted(engine, options), rounds=replace(job.rounds, block=1))
-        folder = ServedFolder.open_for(
-            self.home.folder("runs"), row, self._owner, office.state, office.blobs, engine.tidy, runs.text_of(hosted)
-        )
-        tell = self._teller(row.id)
-
-        def observe(stage: str) -> None:
-            if stage == "saved":
-                record = folder.metrics()[-1]
-                lost = sum(len(failure["clients"]) for failure in record["failures"])
-                tell("round", {k: v for k, v in record.items() if isinstance(v, (int, float, str))} | {"lost": lost})
-                playing.watch.committed(record["round"])
-
-        clients = [Recipe(name, _absent, {"name": name}) for name in names]
-        try:
-            return runs.play(hosted, folder, clients, time.perf_counter(), self.quiet, observe)
-        finally:
-            playing.watch.ended()
-
-    def _gathered(self, row: RunRow, options: Federation, check: Callable[[], None]) -> tuple[str, ...]:
-        """Wait until enough clients are there; settles who takes part."""
-        office, tell, last = self.office, self._teller(row.id), None
-        while True:
-            check()
-            heard = office.presence.last(office.state.clients())
-            there = sorted(name for name, when in heard.items() if time.time() - when < options.liveness)
-            if len(there) >= options.clients:
-                names = office.state.settle(row.id, self._owner, there)
-                tell("began", {"clients": list(names)})
-                return names
-            if there != last:
-                tell("waiting", {"clients": there, "wanted": options.clients})
-                last = there
-            self._over.wait(LOOK)
-
-    def _teller(self, run: str) -> Any:
-        def tell(kind: str, content: Mapping[str, Any]) -> None:
-            fields = {name: content[name] for name in ("round", "client") if name in content}
-            log.info("run %s: %s %s", run, kind, json.dumps(content, default=str), extra={"run": run, **fields})
-            self._seen.told(kind, content)
-            self.office.state.tell(run, kind, content)
-
-        return tell
-
 
 async def _close(server: Any, background: list[Any]) -> None:
     await server.stop(0.2)
@@ -456,10 +324,6 @@ async def _close(server: Any, background: list[Any]) -> None:
         task.cancel()
     await asyncio.gather(*background, return_exceptions=True)
     await asyncio.get_running_loop().shutdown_default_executor()  # threads that still use the database, which is closed next
-
-
-def _absent(name: str) -> Splits:
-    raise RunFailed(f"client {name}: its rows are where it is, and not at the server")
 
 
 def _many_files() -> None:

@@ -63,7 +63,7 @@ def simulate(
     ):
         folders = [_member(server, place, loaded, id) for id in ids]
         with _running(folders, quiet):
-            done = server.train()
+            done = server.train(again=True)
         kept = Path(runs) / done.directory.name
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(done.directory, kept, ignore=shutil.ignore_patterns("lock"))

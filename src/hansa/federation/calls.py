@@ -16,6 +16,7 @@ import numpy as np
 
 from hansa.core.contracts import Message, Schema
 from hansa.core.errors import InputError
+from hansa.core.params import size_in_bytes
 from hansa.core.reduction import SLICE, release
 from hansa.core.updates import Total, Update
 from hansa.core.worker import EvaluateCall, ScoreCall, Weighting, WorkCall
@@ -36,7 +37,7 @@ METRICS: Final = 64
 """Metrics of one result at most."""
 
 LARGEST: Final = 2**30
-"""Bytes of a result whose names and shapes do not follow from its call."""
+"""Bytes of a result whose names and shapes do not follow from its call, unless four times the model are more."""
 
 _FLOATS: Final = ("float64", "float32", "float16")
 
@@ -214,7 +215,7 @@ class Expected:
 
     values: by name; None where the call does not say, so that only ``size`` limits them.
     weight: what the client counts for; None for any finite number that is not negative.
-    size:   bytes of all values.
+    size:   bytes of all values whose shapes are not told: those that are told may be as large as the model is.
     facts:  the one value is what a client told of its data.
     nested: the one value is a table of all values.
     """
@@ -257,9 +258,10 @@ def expected(call: RemoteCall, client: str = "") -> Expected:
         own = call.message.extra["fitted"].get(client)
         return Expected("gather", None if own is None else _answers(own), nested=True)
     weight = 1.0 if call.weighting == "equal" else None
+    size = max(LARGEST, 4 * size_in_bytes(call.message.params))
     if any(getattr(transform, "name", "") != "clip" for transform in call.transforms):
-        return Expected(call.algorithm.collective, weight=weight)
-    return Expected(call.algorithm.collective, _values_of(call), weight)
+        return Expected(call.algorithm.collective, weight=weight, size=size)
+    return Expected(call.algorithm.collective, _values_of(call), weight, size)
 
 
 def _answers(fitted: Mapping[str, Any]) -> dict[str, Value]:
@@ -287,7 +289,9 @@ def _values_of(call: WorkCall) -> dict[str, Value] | None:
             return {"objective": Value(()), "hessian": Value((size, size)), **gradient}
         case "lbfgs":
             gradient = {f"gradient/{name}": Value(value.shape, optional=True) for name, value in params.items()}
-            return {"objective": Value(()), **gradient, "infinite": Value(())}
+            curved = ("diagonal", "border") if "curvature" in extra else ()
+            told = {f"{of}/{name}": Value(value.shape, optional=True) for of in curved for name, value in params.items()}
+            return {"objective": Value(()), **gradient, **told, "infinite": Value(())}
     return None
 
 
@@ -303,10 +307,11 @@ def _dtypes(dtype: Any, collective: str) -> tuple[str, ...]:
     return ("float64", "float32") if collective == "sum" else (name, "float64", "float32")
 
 
-def decode_result(tree: Any, expected: Expected, clients: int = 1) -> Update | Total:
+def decode_result(tree: Any, expected: Expected, clients: int = 1, taken: bool = False) -> Update | Total:
     """The result of a tree that one client sent. An :class:`Update` names no client: whoever received it knows whose it is.
 
     clients: more than one for a sum of so many that a relay sent.
+    taken:   it was accepted before, and so its values are known to be finite.
 
     Raises InputError for a result that is not as expected, or holds what is not finite.
     """
@@ -315,7 +320,7 @@ def decode_result(tree: Any, expected: Expected, clients: int = 1) -> Update | T
     made = _entry(tree, "collective", str)
     if made != expected.collective:
         raise InputError(f"result: it is made for {made[:50]!r}, the call for {expected.collective!r}")
-    values = _checked_values(_entry(tree, "values", dict), expected)
+    values = _checked_values(_entry(tree, "values", dict), expected, taken)
     metrics = _metrics(_entry(tree, "metrics", dict), () if total else (1,))
     weight = tree["weight"]
     if total:
@@ -336,9 +341,9 @@ def _refuse_weight(weight: Any, fits: bool, expected: Expected, clients: int = 1
         raise InputError(f"result: its weight is {float(weight):g}, and every client counts for {expected.weight:g} here")
 
 
-def _checked_values(values: dict[str, Any], expected: Expected) -> dict[str, Any]:
+def _checked_values(values: dict[str, Any], expected: Expected, taken: bool) -> dict[str, Any]:
     if not (expected.facts or expected.nested):
-        _refuse_values(values, expected)
+        _refuse_values(values, expected, taken)
         return values
     name = "facts" if expected.facts else "answers"
     _only(values, {name}, "result")
@@ -348,11 +353,11 @@ def _checked_values(values: dict[str, Any], expected: Expected) -> dict[str, Any
     if expected.facts:
         check_facts(told[0])
     else:
-        _refuse_values(told[0], replace(expected, collective="sum"))
+        _refuse_values(told[0], replace(expected, collective="sum"), taken)
     return values
 
 
-def _refuse_values(values: dict[str, Any], expected: Expected) -> None:
+def _refuse_values(values: dict[str, Any], expected: Expected, taken: bool) -> None:
     _refuse_names(values, expected.values)
     size = 0
     for name, value in values.items():
@@ -362,10 +367,12 @@ def _refuse_values(values: dict[str, Any], expected: Expected) -> None:
             value = value[0][None]
         if not isinstance(value, np.ndarray | np.generic) or (expected.collective == "gather" and np.shape(value)[:1] != (1,)):
             raise InputError(f"result: {name[:200]!r} is not one client's array")
-        size += value.nbytes
+        told = None if expected.values is None else expected.values[name]
+        if told is None or None in told.shape:
+            size += value.nbytes
         if size > expected.size:
             raise InputError(f"result: its values are more than {expected.size:,} bytes")
-        _refuse_value(name, value, expected)
+        _refuse_value(name, value, expected, taken)
 
 
 def _refuse_names(values: Mapping[str, Any], wanted: Mapping[str, Value] | None) -> None:
@@ -384,7 +391,7 @@ def _refuse_names(values: Mapping[str, Any], wanted: Mapping[str, Value] | None)
         raise InputError("result: its values are in another order than those of the model")
 
 
-def _refuse_value(name: str, value: Any, expected: Expected) -> None:
+def _refuse_value(name: str, value: Any, expected: Expected, taken: bool) -> None:
     shape = value.shape[1:] if expected.collective == "gather" else value.shape
     wanted = None if expected.values is None else expected.values[name]
     if wanted is not None and not wanted.fits(shape, value.dtype):
@@ -394,7 +401,7 @@ def _refuse_value(name: str, value: Any, expected: Expected) -> None:
         )
     if value.dtype.kind not in "biuf":
         raise InputError(f"result: {name[:200]!r} is {value.dtype}, which is no number")
-    if value.dtype.kind == "f" and not _finite(value):
+    if not taken and value.dtype.kind == "f" and not _finite(value):
         raise InputError(f"result: {name[:200]!r} is not finite")
 
 

@@ -22,7 +22,7 @@ from hansa.core.blocks import Block
 from hansa.core.errors import InputError
 from hansa.core.updates import Failure
 from hansa.core.worker import Worker, attempt
-from hansa.federation import calls, parcels, transfer
+from hansa.federation import calls, parcels, transfer, wire
 from hansa.federation.audit import Audit
 from hansa.federation.faults import reached
 from hansa.federation.link import Interrupted, Link, Refused
@@ -135,7 +135,7 @@ def _uploaded(desk: Desk, path: Path, said: Callable[[str], None]) -> dict[str, 
     blob = pb.Blob(digest=path.name, size=path.stat().st_size)
     try:
         with desk.seen.step("upload"):
-            desk.link.call(lambda federation, _: transfer.upload(federation, path, blob.digest), desk.stop, said)
+            desk.link.call(lambda federation, _: transfer.upload(federation, path, blob.digest, wire.piece), desk.stop, said)
     except Refused as error:
         if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             return {"failure": pb.Failure(kind="ResultRefused", message=f"the server refused the result: {error}")}

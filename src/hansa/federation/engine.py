@@ -114,13 +114,17 @@ class FederationEngine:
         timed = calls.kind_of(call) in ("train", "evaluate")
         enough = math.ceil(play.options.enough * total) if timed else total
         alike: calls.Expected | None = None  # what the first result shows of the others, beyond what the call tells
+        opened = {task.id: task.opened for task in play.state.tasks_of(play.run, blob.digest)}
         looked = 0.0
         news: set[str] = set()
         while left:
             # What this process heard is named; what others heard is found by looking at all, now and then.
             every = time.monotonic() - looked > LOOK
             looked = time.monotonic() if every else looked
-            for task in play.state.answered(play.run, blob.digest, None if every else news & left.keys()):
+            told = play.state.answered(play.run, blob.digest, news & left.keys())
+            if every and play.state.count_answered(play.run, blob.digest) > total - len(left) + len(told):
+                told = play.state.answered(play.run, blob.digest)
+            for task in told:
                 block = left.pop(task.id, None)
                 if block is not None:
                     expected = alike or calls.expected(call, task.client)
@@ -135,7 +139,7 @@ class FederationEngine:
             # Whoever answered a relay has answered: the relay sends what it keeps once the others of its sum are wanted no longer.
             held = play.state.held(play.run, blob.digest) & left.keys() if every or results >= enough else set()
             closing = enough if results + len(held) >= enough else 0
-            lost = self._lost(left, held, blob, closing, timed) if every or closing else {}
+            lost = self._lost(left, held, opened, closing, timed) if every or closing else {}
             for why in sorted(set(lost.values())):
                 # What comes between the two is used, what comes afterwards is told that it came too late.
                 play.state.close_tasks(play.run, play.owner, [id for id, reason in lost.items() if reason == why], why)
@@ -157,13 +161,14 @@ class FederationEngine:
             play.blobs.remove(digest)
         self._closed.clear()
 
-    def _lost(self, left: dict[str, Block], held: set[str], blob: Blob, closing: int, timed: bool) -> dict[str, str]:
-        """The tasks that are waited for no longer, and why. held: those whose answers a relay keeps."""
+    def _lost(
+        self, left: dict[str, Block], held: set[str], opened: dict[str, float], closing: int, timed: bool
+    ) -> dict[str, str]:  # fmt: skip
+        """The tasks that are waited for no longer, and why. held: those whose answers a relay keeps. opened: when each was."""
         play, now, options = self._playing, time.time(), self._playing.options
         awaited = left.keys() - held
         if closing and awaited:
             return dict.fromkeys(awaited, f"the round closed: {closing} results were enough (engine.enough = {options.enough:g})")
-        opened = {task.id: task.opened for task in play.state.tasks_of(play.run, blob.digest)}
         if timed and awaited and options.deadline and now > min(opened.values()) + options.deadline:
             return dict.fromkeys(awaited, f"the round closed at its deadline (engine.deadline = {options.deadline:g} s)")
         names = {id: self._id(block) for id, block in left.items()}
@@ -185,7 +190,7 @@ class FederationEngine:
         if task.result is not None:
             clients = int((task.outcome or {}).get("clients", 1))
             try:
-                result = calls.decode_result(parcels.read(self._playing.blobs.local(task.result)), expected, clients)
+                result = calls.decode_result(parcels.read(self._playing.blobs.local(task.result)), expected, clients, taken=True)
             except InputError as error:  # it is unlike those of the others; alone it was well-formed
                 return Failure((task.client,), "ResultRefused", f"client {task.client}: {error}")
             return replace(result, clients=(task.client,)) if isinstance(result, Update) else result

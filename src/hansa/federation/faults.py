@@ -13,7 +13,7 @@ from collections import Counter
 STEPS = (
     "server.call_stored", "server.tasks_opened", "server.report_validated", "server.report_committed", "server.exchange_over",
     "server.state_saved", "server.state_stored", "server.round_committed", "server.blob_partial", "server.blob_complete",
-    "server.joined",
+    "server.run_finished", "server.joined",
     "relay.tasks_opened", "relay.summed", "relay.uploaded", "relay.reported", "relay.passed",
     "client.task_received", "client.call_fetched", "client.computed", "client.partly_uploaded", "client.uploaded", "client.reported",
 )  # fmt: skip

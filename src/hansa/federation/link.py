@@ -13,6 +13,7 @@ import grpc
 from hansa.core.errors import HansaError, InputError
 from hansa.federation.identity import Credentials, channel_credentials
 from hansa.federation.protocol import hansa_pb2_grpc as rpc
+from hansa.federation.wire import FederationStub
 
 R = TypeVar("R")
 
@@ -103,7 +104,7 @@ class Link:
     def once(self, call: Callable[[Any, Any], R]) -> R:
         """``call(federation stub, administration stub)``, once. Raises Refused, or grpc.RpcError where the server cannot be reached."""
         channel, made = self._open()
-        federation, administration = rpc.FederationStub(channel), rpc.AdministrationStub(channel)
+        federation, administration = FederationStub(channel), rpc.AdministrationStub(channel)
         try:
             return call(_Stub(federation, self._metadata), _Stub(administration, self._metadata))
         except grpc.RpcError as error:

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from hansa.federation.audit import Audit
 from hansa.federation.blobs import Blobs
@@ -51,17 +51,18 @@ class Office:
     handshakes: Handshakes = field(default_factory=Handshakes)
 
 
-def submit(office: Office, job: str, by: str, once: bool = False) -> str:
-    """Take a job; returns the new run's id. InputError for a job that cannot be played here.
+def submit(office: Office, job: str, by: str, how: Literal["anew", "again", "once"] = "anew") -> str:
+    """Take a job; returns the run's id. InputError for a job that cannot be played here.
 
-    once: the same job that is not over yet is gone on with, and no other run begun.
+    how: "anew" begins a run. "again" goes on with a run of the same job that is not over yet, where there is one. "once" takes also
+         one that is finished or was stopped.
     """
     name = office.submitted(job)
     run = f"{time.strftime('%Y-%m-%d-%H%M%S', time.gmtime())}-{hashlib.sha256(f'{time.time_ns()}{job}'.encode()).hexdigest()[:8]}"
-    if once and (found := office.state.submit_once(run, name, job, by)) != run:
-        return found
-    if not once:
+    if how == "anew":
         office.state.submit(run, name, job, by)
+    elif (found := office.state.submit_once(run, name, job, by, ended=how == "once")) != run:
+        return found
     office.audit.write(by, "submitted", run=run, job=name)
     office.bell.ring()
     return run

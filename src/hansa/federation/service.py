@@ -26,6 +26,7 @@ from hansa.federation.office import Office
 from hansa.federation.protocol import hansa_pb2 as pb
 from hansa.federation.protocol import hansa_pb2_grpc as rpc
 from hansa.federation.state import Reported, Task
+from hansa.federation.turns import Turns
 
 LONGEST_WAIT = 25.0
 """Seconds that a client waits in one `Next`: below the minute after which proxies and firewalls cut a silent connection."""
@@ -48,6 +49,8 @@ class FederationService(rpc.FederationServicer):
     def __init__(self, office: Office, desk: Desk, doors: Doors) -> None:
         self._office, self._desk, self._doors = office, desk, doors
         self._expected: dict[str, Any] = {}
+        self._shelf = transfer.Shelf(office.blobs)
+        self._up, self._down = Turns(), Turns()
         self._strange: set[tuple[str, str]] = set()
 
     async def Join(self, request: Any, context: Any) -> Any:
@@ -246,9 +249,11 @@ class FederationService(rpc.FederationServicer):
                 )
         office, messages = self._office, self._doors.messages(requests, who)
         replies = transfer.receive(messages, office.blobs, who.name, office.limits.upload, self._doors.watched(who))
+        await self._up.next()
         try:
-            async for reply in replies:
-                yield reply
+            with self._up.taken():
+                async for reply in replies:
+                    yield reply
         except transfer.Rejected as error:
             await self._doors.end(context, who, error)
 
@@ -264,9 +269,12 @@ class FederationService(rpc.FederationServicer):
             return
         if not any(task.call == request.digest for task in mine):
             await self._doors.refuse(context, who.name, who.role, "it asked for a blob that no open task of it names")
+        chunks = transfer.send(self._office.blobs, request.digest, request.offset, self._doors.watched(who), self._shelf)
+        await self._down.next()
         try:
-            async for chunk in transfer.send(self._office.blobs, request.digest, request.offset, self._doors.watched(who)):
-                yield chunk
+            with self._down.taken():
+                async for chunk in chunks:
+                    yield chunk
         except transfer.Rejected as error:
             await self._doors.end(context, who, error)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -15,6 +16,10 @@ from hansa.federation.doors import Doors
 from hansa.federation.office import Office
 from hansa.federation.protocol import hansa_pb2_grpc as rpc
 from hansa.federation.service import FederationService
+from hansa.federation.wire import add_federation
+
+THREADS = 12
+"""That wait for disks and the database, of which SQLAlchemy opens 15 connections: uploads that are synced together cost one sync."""
 
 
 async def serve(
@@ -24,6 +29,7 @@ async def serve(
 
     also: add further services to the server, with the doors that say who may call them. listener: an interceptor of all calls.
     """
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "hansa-desk"))
     desk = Desk(office)
     await desk.look()
     doors = Doors(office, desk)
@@ -34,7 +40,7 @@ async def serve(
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000), ("grpc.max_metadata_size", 16 << 10), ("grpc.so_reuseport", 0),
     ]  # fmt: skip
     server = grpc.aio.server(options=options, interceptors=() if listener is None else (listener,))
-    rpc.add_FederationServicer_to_server(FederationService(office, desk, doors), server)
+    add_federation(FederationService(office, desk, doors), server)
     rpc.add_AdministrationServicer_to_server(AdministrationService(office, desk, doors), server)
     for add in also:
         add(server, doors)

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import os
 import queue
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,16 @@ from typing import Any
 import grpc
 
 from hansa.core.errors import InputError
+from hansa.federation import wire
 from hansa.federation.blobs import STEP, Blobs, Busy, MissingBlob, Partial, check_digest
 from hansa.federation.faults import reached
 from hansa.federation.protocol import hansa_pb2 as pb
 
 CHUNK = 1 << 20
 """Bytes of a message with content."""
+
+SHELF = 64 << 20
+"""Bytes of messages that are kept for the next who asks for the same."""
 
 
 class Rejected(Exception):
@@ -33,14 +38,20 @@ class Rejected(Exception):
         self.code, self.message = code, message
 
 
-def upload(stub: Any, path: Path, digest: str) -> None:
+def _piece(part: bytes) -> Any:
+    return pb.PutBlobRequest(data=part)
+
+
+def upload(stub: Any, path: Path, digest: str, piece: Callable[[bytes], Any] = _piece) -> None:
     """Send a file whose digest is known, from where the server stopped the last time; when this returns, the server has it durably.
+
+    piece: makes a message with content, as the stub takes it.
 
     Raises grpc.RpcError as the call does.
     """
     size = path.stat().st_size
     start: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-    replies = stub.PutBlob(_requests(path, pb.Blob(digest=check_digest(digest), size=size), start))
+    replies = stub.PutBlob(_requests(path, pb.Blob(digest=check_digest(digest), size=size), start, piece))
     try:
         for reply in replies:
             if reply.complete:
@@ -52,7 +63,7 @@ def upload(stub: Any, path: Path, digest: str) -> None:
         replies.cancel()
 
 
-def _requests(path: Path, blob: Any, start: queue.SimpleQueue[int | None]) -> Iterator[Any]:
+def _requests(path: Path, blob: Any, start: queue.SimpleQueue[int | None], piece: Callable[[bytes], Any]) -> Iterator[Any]:
     yield pb.PutBlobRequest(blob=blob)
     offset = start.get()
     if offset is None:
@@ -61,7 +72,7 @@ def _requests(path: Path, blob: Any, start: queue.SimpleQueue[int | None]) -> It
         file.seek(offset)
         while part := file.read(CHUNK):
             offset += len(part)
-            yield pb.PutBlobRequest(data=part)
+            yield piece(part)
             if offset < blob.size:
                 reached("client.partly_uploaded")
 
@@ -103,11 +114,12 @@ def _fetched(stub: Any, digest: str, size: int, partial: Path) -> bool:
             chunks = stub.GetBlob(pb.GetBlobRequest(digest=digest, offset=offset))
             try:
                 for chunk in chunks:
-                    offset += len(chunk.data)
+                    data = chunk.data  # protobuf makes a copy each time
+                    offset += len(data)
                     if offset > size:
                         raise InputError(f"blob {digest}: the server sent more than the {size:,} bytes that it announced")
-                    file.write(chunk.data)
-                    found.update(chunk.data)
+                    file.write(data)
+                    found.update(data)
             finally:
                 chunks.cancel()
         if offset < size:
@@ -129,20 +141,17 @@ async def receive(
     Raises Rejected for what is no upload, is too large, has another digest, or is being written elsewhere.
     """
     blob = await _announced(requests, limit)
-    if await asyncio.to_thread(blobs.renew, blob.digest):
-        if await asyncio.to_thread(blobs.size, blob.digest) != blob.size:
-            raise Rejected(grpc.StatusCode.INVALID_ARGUMENT, f"blob {blob.digest}: it does not have {blob.size:,} bytes")
-        yield pb.PutBlobReply(offset=blob.size, complete=True)
-        return
     try:
-        partial = await asyncio.to_thread(blobs.partial, blob.digest, owner, blob.size, limit)
+        partial = await asyncio.to_thread(_begun, blobs, blob, owner, limit)
     except Busy as error:
         raise Rejected(grpc.StatusCode.UNAVAILABLE, str(error)) from None
+    if partial is None:
+        yield pb.PutBlobReply(offset=blob.size, complete=True)
+        return
     began = partial.offset
     try:
         yield pb.PutBlobReply(offset=began)
         await _written(requests, partial, on_bytes)
-        await asyncio.to_thread(partial.finish)
         reached("server.blob_complete")
     except Busy as error:
         raise Rejected(grpc.StatusCode.UNAVAILABLE, str(error)) from None
@@ -152,7 +161,8 @@ async def receive(
         raise Rejected(code, str(error)) from None
     finally:
         # Not awaited: where the call was cancelled, nothing may be, and a chunk may still be on its way to the disk.
-        asyncio.get_running_loop().run_in_executor(None, partial.close)
+        if not partial.closed:
+            asyncio.get_running_loop().run_in_executor(None, partial.close)
     yield pb.PutBlobReply(offset=blob.size, complete=True)
 
 
@@ -170,24 +180,78 @@ async def _announced(requests: AsyncIterator[Any], limit: int) -> Any:
     return first.blob
 
 
+def _begun(blobs: Blobs, blob: Any, owner: str, limit: int) -> Partial | None:
+    """The upload of a blob, begun or resumed; None where the blob is there."""
+    if not blobs.renew(blob.digest):
+        return blobs.partial(blob.digest, owner, blob.size, limit)
+    if blobs.size(blob.digest) != blob.size:
+        raise Rejected(grpc.StatusCode.INVALID_ARGUMENT, f"blob {blob.digest}: it does not have {blob.size:,} bytes")
+    return None
+
+
+def _appended(partial: Partial, data: bytes | memoryview) -> None:
+    partial.write(data)
+    if partial.offset == partial.blob.size:
+        partial.finish()
+
+
 async def _written(requests: AsyncIterator[Any], partial: Partial, on_bytes: Callable[[int], None]) -> None:
+    if partial.offset == partial.blob.size:
+        await asyncio.to_thread(partial.finish)
     while partial.offset < partial.blob.size:
         request = await anext(aiter(requests), None)
         if request is None:
             said = f"blob {partial.blob.digest}: {partial.offset:,} of {partial.blob.size:,} bytes came; send the others"
             raise Rejected(grpc.StatusCode.UNAVAILABLE, said)
-        if not request.data:
+        data = request.data  # protobuf makes a copy each time
+        if not data:
             raise Rejected(
                 grpc.StatusCode.INVALID_ARGUMENT, "what follows the name of a blob is its content, and none of it is empty"
             )
-        on_bytes(len(request.data))
-        await asyncio.to_thread(partial.write, request.data)
+        on_bytes(len(data))
+        await asyncio.to_thread(_appended, partial, data)
         if partial.offset < partial.blob.size:
             reached("server.blob_partial")
 
 
-async def send(blobs: Blobs, digest: str, offset: int, on_bytes: Callable[[int], None]) -> AsyncIterator[Any]:
+class Shelf:
+    """Chunks that were read from blobs a moment ago, as they are on the wire: many clients fetch the same call at the same time.
+
+    It holds :data:`SHELF` bytes at most, and belongs to one event loop.
+    """
+
+    def __init__(self, blobs: Blobs) -> None:
+        self.blobs = blobs
+        self._chunks: OrderedDict[tuple[str, int], asyncio.Future[bytes]] = OrderedDict()
+
+    async def chunk(self, digest: str, offset: int, size: int) -> bytes:
+        """The message with what a blob of that size has from an offset on. Raises MissingBlob."""
+        place = digest, offset
+        found = self._chunks.get(place)
+        if found is None:
+            found = self._chunks[place] = asyncio.ensure_future(
+                asyncio.to_thread(self._read, digest, offset, min(CHUNK, size - offset))
+            )
+            found.add_done_callback(lambda done: self._drop(place) if done.cancelled() or done.exception() else None)
+            while len(self._chunks) > SHELF // CHUNK:
+                self._chunks.popitem(last=False)
+        else:
+            self._chunks.move_to_end(place)
+        return await asyncio.shield(found)  # who hangs up must not take it from the others
+
+    def _drop(self, place: tuple[str, int]) -> None:
+        self._chunks.pop(place, None)
+
+    def _read(self, digest: str, offset: int, length: int) -> bytes:
+        return wire.chunk(next(self.blobs.read(digest, offset, length), b""))
+
+
+async def send(
+    blobs: Blobs, digest: str, offset: int, on_bytes: Callable[[int], None], shelf: Shelf | None = None
+) -> AsyncIterator[Any]:
     """The server's side of a download: chunks from an offset on.
+
+    shelf: of the same blobs; chunks come from there, and as they are on the wire.
 
     on_bytes: told the size of every chunk when it was taken; what it raises ends the download.
 
@@ -197,6 +261,11 @@ async def send(blobs: Blobs, digest: str, offset: int, on_bytes: Callable[[int],
         size = await asyncio.to_thread(blobs.size, digest)
         if offset > size:
             raise Rejected(grpc.StatusCode.OUT_OF_RANGE, f"blob {digest}: it has {size:,} bytes, and byte {offset:,} was asked for")
+        if shelf is not None:
+            for start in range(offset, size, CHUNK):
+                yield await shelf.chunk(digest, start, size)
+                on_bytes(min(CHUNK, size - start))
+            return
         chunks = blobs.read(digest, offset, CHUNK)
         while part := await asyncio.to_thread(next, chunks, b""):
             yield pb.Chunk(data=part)

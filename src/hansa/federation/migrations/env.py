@@ -1,4 +1,4 @@
-"""Run by Alembic, on the connection that `hansa.federation.state` gives it."""
+"""Run by Alembic, on the connection that `hansa.federation.database` gives it."""
 
 from __future__ import annotations
 
