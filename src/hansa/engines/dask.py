@@ -99,7 +99,7 @@ class DaskEngine:
         assert self._sender is not None, "start the engine first"
         self._settle()
         cluster = self._connected()
-        self._homes = seats(self._homes, cluster.workers())
+        self._homes = seats(self._homes, cluster.workers_lately())
         self._round = current = _Round(cluster, self._sender, call)
         try:
             current.begin(blocks, self._homes, self._told)
@@ -177,6 +177,7 @@ class _Round:
             block, home = self._tasks.pop(task)
             result = self._lost(task, block) if answer is None else self.sender.take(answer)
             if isinstance(result, Lacking):
+                self.cluster.doubt()
                 self._submit([block], home, result.parcels)
             elif result is not None:
                 done.append((block.number, result))
@@ -276,6 +277,7 @@ class _Round:
         """The failure of a block that was alone when its worker died; None for one that is tried again, after all others."""
         from distributed.scheduler import KilledWorker
 
+        self.cluster.doubt()
         if task.status != "error":
             raise self.cluster.lost()
         error = task.exception()

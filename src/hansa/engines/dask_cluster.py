@@ -23,6 +23,13 @@ TIMEOUT = 10.0
 REPLACEMENT = 30.0
 """Seconds after which a worker of a cluster on this machine that has died is there again, or will not be."""
 
+PAUSE = 0.001
+"""Seconds between two messages to the scheduler. Dask's own are 10 ms, most of a round: a message that follows another, and be that only
+to say that the last round's tasks are not needed any more, waits so long."""
+
+FRESH = 1.0
+"""Seconds for which an answer about the workers is used again: to ask takes a good part of a round."""
+
 GUARD = "a script that starts a cluster is imported again by each worker, so write its own calls under\nif __name__ == '__main__':"
 
 
@@ -33,6 +40,8 @@ class Cluster:
     client: Any
     local: Any
     _closing: ExitStack = field(repr=False)
+    _known: set[str] = field(default_factory=set, init=False)
+    _until: float = field(default=0.0, init=False)
 
     def workers(self) -> set[str]:
         """The addresses of the workers that are there now. RunFailed where the scheduler is lost."""
@@ -45,7 +54,18 @@ class Cluster:
                 self.local.scale(len(self.local.worker_spec))
         except Exception as error:
             raise self.lost() from error
+        self._known, self._until = found, time.monotonic() + FRESH
         return found
+
+    def workers_lately(self) -> set[str]:
+        """As :meth:`workers`, as it was told within the last second, unless it was doubted since."""
+        if self.client.status == "running" and time.monotonic() < self._until:
+            return self._known
+        return self.workers()
+
+    def doubt(self) -> None:
+        """Something happened that may be because workers came or went."""
+        self._until = 0.0
 
     def awaited(self, count: int) -> set[str]:
         """The workers; where there are fewer than asked for, those that are about to be replaced here are waited for."""
@@ -80,6 +100,7 @@ def connect(address: str, workers: int) -> Cluster:
         client = (
             _joined(address, opened) if local is None else opened.enter_context(distributed.Client(local, set_as_default=False))
         )
+        client.scheduler_comm.interval = PAUSE
         return Cluster(client, local, opened.pop_all())
 
 

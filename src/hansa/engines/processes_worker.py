@@ -19,6 +19,7 @@ from hansa.core.blocks import Block
 from hansa.core.params import Params
 from hansa.core.updates import Failure
 from hansa.core.worker import Worker, attempt
+from hansa.engines.memory import keep_memory
 from hansa.engines.processes_shared import Attached, Packed, Span, pack, unpack
 from hansa.engines.shards import Recipes
 
@@ -81,6 +82,7 @@ def prepare_process() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threadpool_limits(1)
+    keep_memory()
     parent = parent_process()
     assert parent is not None
     sentinel = parent.sentinel

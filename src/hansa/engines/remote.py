@@ -27,6 +27,7 @@ from hansa.core.many import part_of
 from hansa.core.params import Params
 from hansa.core.updates import Failure
 from hansa.core.worker import Worker, attempt, own_entry
+from hansa.engines.memory import keep_memory
 from hansa.engines.pickling import cloudpickle
 from hansa.engines.shards import SHARD, Recipes, are_small, shards_of
 
@@ -200,6 +201,7 @@ class _Bench:
         from threadpoolctl import threadpool_limits
 
         threadpool_limits(1)
+        keep_memory()
         learner, length, whole = pickle.loads(setup)  # noqa: S301  # from this job's own driver
         self.store, self.call, self.serial = Carried(), None, 0
         self.worker = Worker(learner, Recipes(length) if whole is None else whole, self.store)

@@ -1,8 +1,8 @@
 """The engine of a Spark cluster, or of a Spark on this machine.
 
 A round is one Spark job with a task for every slot; answers arrive when the job ends. Spark gives a task to any of the Python
-processes that wait on a machine, so each of them may in time load the data of all that machine's parts, and keeps of it what a
-worker keeps. It ends processes that had nothing to do for a minute; they load again what they need.
+processes that wait on a machine; which of them holds the data of a part, they agree on (:mod:`hansa.engines.spark_homes`). Spark ends
+processes that had nothing to do for a minute; others load again what these held.
 """
 
 from __future__ import annotations

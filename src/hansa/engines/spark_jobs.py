@@ -18,8 +18,9 @@ from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 from hansa.core.errors import RunFailed
-from hansa.engines.remote import SETUP, Errand, Sender, do
+from hansa.engines.remote import SETUP, Errand, Sender
 from hansa.engines.shards import WHOLE
+from hansa.engines.spark_homes import at_home
 from hansa.engines.spark_session import PATIENCE, Cluster, said, tolerant
 
 PULSE = 0.5
@@ -190,8 +191,12 @@ def _do_part(
     errands: Part = pickle.loads(_received(packed[part]))  # noqa: S301  # from this job's own driver
     context = TaskContext.get()
     over = context is not None and context.attemptNumber() >= tries
-    for errand in errands:
-        yield errand.block.number, None if over else do(errand, _received(call), parcels)
+    if over:
+        yield from ((errand.block.number, None) for errand in errands)
+        return
+    with at_home(errands[0].token, f"{part} of {len(packed)}", _spare_the_collector) as done:
+        for errand in errands:
+            yield errand.block.number, done(errand, _received(call), parcels)
     _spare_the_collector()
 
 
