@@ -82,3 +82,13 @@ def assert_equal(model: Any, coef: np.ndarray, intercept: Any) -> None:
     scale = np.abs(coef).max()
     np.testing.assert_allclose(np.ravel(model.coef_) / scale, np.ravel(coef) / scale, rtol=0, atol=1e-6)
     np.testing.assert_allclose(model.intercept_, intercept, rtol=1e-6, atol=1e-6)
+
+
+def assert_as_scikit_learn(ours: Any, theirs: Any, data: str, algorithm: Any, partition: Features) -> None:
+    """A model of columns that are split is scikit-learn's of the whole table; of an L1 penalty with the same zeros."""
+    x, y = table(data)
+    fitted = fit(x, y, ours, algorithm, partition)
+    theirs.fit(x, y)
+    assert fitted.ended.startswith("converged")
+    assert_equal(fitted.model, theirs.coef_, theirs.intercept_)
+    assert np.array_equal(fitted.model.coef_ == 0, theirs.coef_ == 0)

@@ -18,7 +18,7 @@ from hansa.algorithms.quadratic import minimise, violation
 from hansa.data.builtin import BuiltIn
 from hansa.data.features import Features
 from hansa.data.preparation import Standard
-from tests.algorithms.by_features import assert_equal, dealt, fit, sparse_logistic, table
+from tests.algorithms.by_features import assert_as_scikit_learn, assert_equal, dealt, fit, sparse_logistic, table
 
 EXACT = {"tol": 1e-14, "max_iter": 10**6}
 NEWTON = {"solver": "newton-cholesky", "tol": 1e-12, "max_iter": 1000}
@@ -37,21 +37,14 @@ CASES: dict[str, tuple[Any, Any, str]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_equals_scikit_learn_on_the_whole_table(case: str, clients: Any) -> None:
     ours, theirs, data = CASES[case]
-    x, y = table(data)
-    number = x.shape[1] if isinstance(clients, str) else clients
-    fitted = fit(x, y, ours, CoordinateDescent(), Features(parts=number))
-    theirs.fit(x, y)
-    assert fitted.ended.startswith("converged")
-    assert_equal(fitted.model, theirs.coef_, theirs.intercept_)
+    number = table(data)[0].shape[1] if isinstance(clients, str) else clients
+    assert_as_scikit_learn(ours, theirs, data, CoordinateDescent(), Features(parts=number))
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_it_does_not_matter_whose_the_columns_are(seed: int) -> None:
-    x, y = table("diabetes")
-    fitted = fit(x, y, Lasso(alpha=1.0), CoordinateDescent(), dealt(10, 2 + seed, seed))
-    theirs = Lasso(alpha=1.0, **EXACT).fit(x, y)
-    assert_equal(fitted.model, theirs.coef_, theirs.intercept_)
-    assert np.array_equal(fitted.model.coef_ == 0, theirs.coef_ == 0)
+    theirs = Lasso(alpha=1.0, **EXACT)
+    assert_as_scikit_learn(Lasso(alpha=1.0), theirs, "diabetes", CoordinateDescent(), dealt(10, 2 + seed, seed))
 
 
 @pytest.mark.parametrize("clients", [2, 3])

@@ -14,6 +14,8 @@ from sklearn.metrics import adjusted_rand_score
 
 import hansa
 from hansa.algorithms.lloyd import Lloyd
+from hansa.core.blocks import Client, LoadedBlock, Table
+from hansa.core.contracts import Schema
 from hansa.core.errors import InputError
 from hansa.learners.kmeans import KMeans
 from tests.conformance import problem
@@ -126,3 +128,21 @@ def test_what_does_not_fit_is_refused() -> None:
         KMeans(clusters=10**6).bind(problem.schema("iris"))
     with pytest.raises(InputError, match="needs a learner that offers clusters"):
         blob_job(learner=hansa.MLP())
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-5])
+def test_sums_over_stripes_are_those_of_the_rows(scale: float) -> None:
+    """Several stripes and a rest, rows halfway between two centres (the first takes them), clusters far smaller than their distances."""
+    random = np.random.default_rng(3)
+    centers = np.array([[-1.0, 0, 0], [1, 0, 0], [0, 3, 1]]) + 50
+    x = centers[random.integers(3, size=50_000)] + scale * random.normal(size=(50_000, 3))
+    x[::1000] = [50, 50, 50]
+    bound = KMeans(clusters=3).bind(Schema(shape=(3,), rows=len(x)))
+    told = bound.clustered(centers, LoadedBlock(0, (Client("a", dict, {}, len(x)),), (Table(x),), np.ones(1), 0, 1)).values
+    apart = ((x[:, None] - centers) ** 2).sum(axis=-1)
+    labels = apart.argmin(axis=1)
+    assert (labels[::1000] == 0).all()
+    assert np.array_equal(told["counts"][0], np.bincount(labels, minlength=3))
+    np.testing.assert_allclose(told["sums"][0], [x[labels == k].sum(axis=0) for k in range(3)], rtol=1e-12)
+    np.testing.assert_allclose(told["inertia"][0], apart.min(axis=1).sum(), rtol=1e-9)
+    assert np.array_equal(bound.predict({"centers": centers}, x), labels)

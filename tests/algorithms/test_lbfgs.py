@@ -7,12 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.optimize import minimize, rosen, rosen_der
-from sklearn.linear_model import LogisticRegression, PoissonRegressor, Ridge
+from sklearn.linear_model import LogisticRegression, PoissonRegressor, Ridge, SGDClassifier, SGDRegressor
 from sklearn.svm import LinearSVC
 
-from hansa.algorithms import wolfe
+from hansa.algorithms import preconditioner, wolfe
 from hansa.algorithms.lbfgs import LBFGS, two_loop
+from hansa.core.blocks import Client, LoadedBlock, Table
+from hansa.core.contracts import Schema
+from hansa.core.reduction import reduce_block
 from hansa.core.updates import Total
 from hansa.learners.mlp import MLP
 from hansa.learners.sklearn import Sklearn
@@ -80,7 +85,7 @@ def test_the_two_loops_apply_the_bfgs_matrix() -> None:
     for one, other in zip(s, y, strict=True):
         v = np.eye(5) - np.outer(other, one) / (one @ other)
         h = v.T @ h @ v + np.outer(one, one) / (one @ other)
-    np.testing.assert_allclose(two_loop(g, s, y), h @ g, rtol=1e-10)
+    np.testing.assert_allclose(two_loop(g, s, y, np.array), h @ g, rtol=1e-10)
 
 
 def test_a_quadratic_in_few_params_needs_few_rounds() -> None:
@@ -105,7 +110,7 @@ def test_clients_with_an_infinite_loss_say_so_and_nothing_diverges() -> None:
     block = problem.loaded(bound, "counts", (0, 1, 2))
     far = {name: np.full_like(value, 1e6) for name, value in bound.init(0).items()}
     with np.errstate(all="ignore"):
-        update = LBFGS().work(bound, LBFGS().broadcast({"trial": far}, 1), block)
+        update = LBFGS().work(bound, LBFGS().broadcast({"trial": far, "gradient": None}, 1), block)
     assert update.values["infinite"].sum() > 0
     assert all(np.isfinite(value).all() for value in update.values.values())
 
@@ -132,3 +137,93 @@ def test_networks_can_be_trained_too() -> None:
     learner = MLP(hidden=(8,), activation="tanh", l2=0.01, dtype="float64")
     first, later = (problem.play(LBFGS(), learner, "iris", rounds) for rounds in (2, 60))
     assert later["search"]["start"][0] < first["search"]["start"][0] / 3
+
+
+def pooled(
+    x: np.ndarray, y: np.ndarray, estimator: Any, rounds: int, tolerance: float = 1e-8
+) -> tuple[dict[str, Any], list[float]]:
+    """L-BFGS on rows in two places: the state, and the objective at ``params`` after each round."""
+    schema = Schema(shape=(x.shape[1],), classes=(0, 1) if y.dtype.kind == "i" else None, rows=len(x))
+    bound, algorithm = Sklearn(estimator=estimator).bind(schema), LBFGS(tolerance=tolerance)
+    tables = tuple(bound.arrays(Table(x[k::2], y[k::2])) for k in range(2))
+    clients = tuple(Client(str(k), dict, {}, len(table)) for k, table in enumerate(tables))
+    block = LoadedBlock(0, clients, tables, np.array([float(len(table)) for table in tables]), 0, 1)
+    state, values = algorithm.init(bound.init(0), bound.kinds()), []
+    for number in range(1, rounds + 1):
+        state = algorithm.update(state, reduce_block(algorithm.work(bound, algorithm.broadcast(state, number), block)))
+        values.append(float(block.weight @ bound.losses([state["params"]], block).values["losses"][:, 0]) / len(x))
+        if state["done"]:
+            break
+    return state, values
+
+
+def late(rows: int = 2000) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of different units, and groups of one-hot columns, as a pipeline would make them."""
+    random = np.random.default_rng(5)
+    groups = [np.eye(size)[np.minimum(random.geometric(0.2, rows) - 1, size - 1)] for size in (8, 12)]
+    x = np.hstack([random.normal(size=(rows, 3)), *groups])
+    score = x @ random.normal(size=x.shape[1])
+    return x, (score + random.logistic(size=rows) > 0).astype(np.int64)
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.lists(st.integers(-30, 30), min_size=23, max_size=23))
+def test_the_unit_of_a_column_changes_no_bit(powers: list[int]) -> None:
+    """Without a penalty, and with units that are powers of two: each iterate is the same, in these units."""
+    x, y = late(200)
+    unit = 2.0 ** np.array(powers)
+    plain, scaled = (pooled(rows, y, LogisticRegression(C=np.inf), 12, 0.0)[0]["params"] for rows in (x, x * unit))
+    assert np.array_equal(plain["coef"], scaled["coef"] * unit)
+    assert np.array_equal(plain["intercept"], scaled["intercept"])
+
+
+def test_neither_unit_nor_zero_of_a_column_changes_the_rounds_that_it_takes() -> None:
+    x, y = late()
+    random = np.random.default_rng(1)
+    moved = x * 10 ** random.uniform(-3, 3, x.shape[1]) + random.normal(size=x.shape[1])
+    plain, other = (np.array(pooled(rows, y, LogisticRegression(C=np.inf), 12, 0.0)[1]) for rows in (x, moved))
+    np.testing.assert_allclose(other, plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", [LogisticRegression(C=1.0), Ridge(alpha=1.0), LinearSVC(), PoissonRegressor(alpha=1e-3)])
+def test_far_fewer_rounds_than_without_curvature_to_the_same_optimum(estimator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = late()
+    x = x * np.geomspace(0.1, 10, x.shape[1])
+    if not isinstance(estimator, LogisticRegression | LinearSVC):
+        y = y.astype(np.float64)
+    ours, told = pooled(x, y, estimator, 400)
+    monkeypatch.setattr(preconditioner, "of", lambda total: None)
+    theirs, without = pooled(x, y, estimator, 400)
+    assert ours["preconditioner"] is not None and theirs["preconditioner"] is None
+    reached = [next(k for k, value in enumerate(values) if value <= told[-1] * (1 + 1e-6)) for values in (told, without)]
+    assert reached[0] < reached[1] / 2
+    assert told[-1] == pytest.approx(without[-1], rel=1e-9)
+
+
+def test_it_is_the_hessian_where_centred_columns_are_orthogonal() -> None:
+    """Also with a column that is constant, as good as the intercept, and an empty one, which stay where they are."""
+    x = np.kron(np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]), np.ones((3, 1))) * [2.0, 5.0] + [3.0, -7.0]
+    y = np.random.default_rng(0).normal(size=len(x))
+    bound = Sklearn(estimator=Ridge(alpha=0.0)).bind(Schema(shape=(2,), rows=len(x)))
+    block = LoadedBlock(0, (Client("a", dict, {}, len(x)),), (Table(x, y),), np.ones(1), 0, 1)
+    params = bound.init(0)
+    own = preconditioner.of(reduce_block(bound.curvature(params, block)))
+    assert own is not None
+    vector = np.array([0.3, -2.0, 1.0])
+    hessian = bound.hessian(params, block).values["hessian"][0]
+    np.testing.assert_allclose(preconditioner.applied(own, hessian @ vector, params), vector, rtol=1e-12)
+    wide = np.hstack([x, np.full((len(x), 1), 4.0), np.zeros((len(x), 1))])
+    state, values = pooled(wide, y, Ridge(alpha=0.0), 50)
+    assert state["done"]
+    assert values[-1] == pytest.approx(pooled(x, y, Ridge(alpha=0.0), 50)[1][-1], rel=1e-12)
+    assert state["params"]["coef"][0, 3] == 0.0
+
+
+def test_a_loss_without_second_derivative_and_other_learners_tell_nothing() -> None:
+    bound = Sklearn(estimator=SGDClassifier(loss="hinge")).bind(problem.schema("breast_cancer"))
+    block = problem.loaded(bound, "breast_cancer", (0, 1))
+    assert bound.curvature(bound.init(0), block).values == {}
+    assert preconditioner.of(Total({}, 1.0, 1)) is None
+    flat = Sklearn(estimator=SGDRegressor(loss="huber", epsilon=1e-3)).bind(problem.schema("diabetes"))
+    told = flat.curvature(flat.init(0), problem.loaded(flat, "diabetes", (0, 1)))
+    assert (told.values["diagonal/coef"] > 0).all()

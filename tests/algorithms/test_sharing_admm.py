@@ -15,7 +15,7 @@ from hansa.core.contracts import Schema
 from hansa.core.errors import RunFailed
 from hansa.data.features import Features
 from hansa.learners.sklearn import Sklearn
-from tests.algorithms.by_features import assert_equal, dealt, fit, sparse_logistic, table
+from tests.algorithms.by_features import assert_as_scikit_learn, assert_equal, dealt, fit, sparse_logistic, table
 from tests.algorithms.test_coordinate_descent import EXACT, NEWTON
 
 CASES: dict[str, tuple[Any, Any, str, int]] = {
@@ -34,20 +34,13 @@ CASES: dict[str, tuple[Any, Any, str, int]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_equals_scikit_learn_on_the_whole_table(case: str) -> None:
     ours, theirs, data, clients = CASES[case]
-    x, y = table(data)
-    fitted = fit(x, y, ours, SharingADMM(), Features(parts=clients))
-    theirs.fit(x, y)
-    assert fitted.ended.startswith("converged")
-    assert_equal(fitted.model, theirs.coef_, theirs.intercept_)
+    assert_as_scikit_learn(ours, theirs, data, SharingADMM(), Features(parts=clients))
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_it_does_not_matter_whose_the_columns_are(seed: int) -> None:
-    x, y = table("diabetes")
-    fitted = fit(x, y, Lasso(alpha=2.0), SharingADMM(), dealt(10, 2 + seed, seed))
-    theirs = Lasso(alpha=2.0, **EXACT).fit(x, y)
-    assert_equal(fitted.model, theirs.coef_, theirs.intercept_)
-    assert np.array_equal(fitted.model.coef_ == 0, theirs.coef_ == 0)
+    theirs = Lasso(alpha=2.0, **EXACT)
+    assert_as_scikit_learn(Lasso(alpha=2.0), theirs, "diabetes", SharingADMM(), dealt(10, 2 + seed, seed))
 
 
 def test_an_l1_penalty_on_classes() -> None:

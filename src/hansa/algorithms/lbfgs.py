@@ -1,7 +1,10 @@
 """L-BFGS on summed gradients: quasi-Newton steps from the last few differences (Liu and Nocedal 1989, algorithm 2.1).
 
 The server keeps the last m pairs s_k = x_{k+1} - x_k and y_k = g_{k+1} - g_k, and moves along d = -H g, where H is applied by the
-two-loop recursion of Nocedal 1980 with H_0 = (s'y / y'y) I. What a client sends is one gradient and one number, whatever m is.
+two-loop recursion of Nocedal 1980. It begins from H_0 = gamma P, with gamma = s'y / y'P y of the newest pair: P is the identity, as in
+the paper, or where the clients can tell how curved the objective is at the start, a preconditioner
+(:mod:`hansa.algorithms.preconditioner`), for which they are asked once. What a client sends otherwise is one gradient and one number,
+whatever m is.
 
 One round is one exchange: the clients return objective and gradient at one point of the line search (:mod:`hansa.algorithms.wolfe`),
 whose place in it is part of the state. Once there are pairs, the first point, a full step, is nearly always accepted, and its gradient
@@ -12,15 +15,18 @@ Until a point is accepted ``params`` are those of the last iteration, which is w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge
 
-from hansa.algorithms import wolfe
+from hansa.algorithms import preconditioner, wolfe
+from hansa.algorithms.preconditioner import Curved
 from hansa.core.blocks import LoadedBlock
 from hansa.core.contracts import Collective, Learner, Message, State
+from hansa.core.objective import value_and_gradient
 from hansa.core.params import Kinds, Params, flatten, unflatten, with_kind
 from hansa.core.updates import Total, Update
 
@@ -46,14 +52,17 @@ class LBFGS:
         pairs = np.zeros((0, size))
         return {
             "params": params, "kinds": dict(kinds), "trial": params, "direction": None, "gradient": None, "search": None,
-            "s": pairs, "y": pairs, "done": False,
+            "s": pairs, "y": pairs, "preconditioner": None, "done": False,
         }  # fmt: skip
 
     def broadcast(self, state: State, round: int) -> Message:
-        return Message(state["trial"])
+        return Message(state["trial"], {"curvature": True} if state["gradient"] is None else {})
 
     def work(self, learner: Learner, message: Message, block: LoadedBlock) -> Update:
-        return replace(_refused_where_infinite(_value_and_gradient(learner, message.params, block)), weight=block.weight)
+        told = value_and_gradient(learner, message.params, block)
+        if "curvature" in message.extra and isinstance(learner, Curved):
+            told = replace(told, values={**told.values, **learner.curvature(message.params, block).values})
+        return replace(_refused_where_infinite(told), weight=block.weight)
 
     def update(self, state: State, total: Total) -> State:
         infinite = float(total.values["infinite"]) > 0
@@ -61,6 +70,7 @@ class LBFGS:
         gradient = _flat(total.means("gradient"), state)
         search = state["search"]
         if search is None:
+            state = {**state, "preconditioner": None if infinite else preconditioner.of(total)}
             return self._iterate(state, value, gradient, state["s"], state["y"])
         slope = float(gradient @ state["direction"])
         accepted, search = wolfe.advance(search, value, slope)
@@ -76,9 +86,11 @@ class LBFGS:
 
     def _iterate(self, state: State, value: float, gradient: np.ndarray, s: np.ndarray, y: np.ndarray) -> State:
         """The next direction, from ``params`` with their value and gradient."""
-        direction = -two_loop(gradient, s, y)
-        # A first step of length one, as the scale of the params is not known yet; at most a whole one along the gradient.
-        first = 1.0 if len(s) else min(1.0, 1.0 / max(float(np.linalg.norm(gradient)), np.finfo(np.float64).tiny))
+        direction = -two_loop(gradient, s, y, _begin(state))
+        # Without a preconditioner the scale of the params is not known yet: a first step of length one, at most a whole one along the
+        # gradient.
+        known = len(s) or state["preconditioner"] is not None
+        first = 1.0 if known else min(1.0, 1.0 / max(float(np.linalg.norm(gradient)), np.finfo(np.float64).tiny))
         here = {**state, "gradient": gradient, "direction": direction, "s": s, "y": y, "trial": state["params"]}
         if float(np.abs(gradient).max(initial=0.0)) <= self.tolerance:
             return {**here, "search": None, "done": True}
@@ -87,33 +99,29 @@ class LBFGS:
 
     def _remember(self, state: State, gradient: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         s, y = state["search"]["t"] * state["direction"], gradient - state["gradient"]
-        if not s @ y > np.finfo(np.float64).eps * (y @ y):  # H would not stay positive definite
+        if not s @ y > np.finfo(np.float64).eps * (y @ _begin(state)(y)):  # H would not stay positive definite
             return state["s"], state["y"]
         return tuple(np.concatenate([old, new[None]])[-self.memory :] for old, new in ((state["s"], s), (state["y"], y)))  # type: ignore[return-value]
 
 
-def two_loop(gradient: np.ndarray, s: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """H g, for pairs (pairs, p) from the oldest to the newest."""
+def two_loop(gradient: np.ndarray, s: np.ndarray, y: np.ndarray, begin: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """H g, for pairs (pairs, p) from the oldest to the newest; begin: P times a vector."""
     q = gradient.copy()
     rho, alpha = 1.0 / np.einsum("kp,kp->k", s, y), np.zeros(len(s))
     for k in reversed(range(len(s))):
         alpha[k] = rho[k] * (s[k] @ q)
         q -= alpha[k] * y[k]
+    q = begin(q)
     if len(s):
-        q *= (s[-1] @ y[-1]) / (y[-1] @ y[-1])
+        q *= (s[-1] @ y[-1]) / (y[-1] @ begin(y[-1]))
     for k in range(len(s)):
         q += (alpha[k] - rho[k] * (y[k] @ q)) * s[k]
     return q
 
 
-def _value_and_gradient(learner: Any, params: Params, block: LoadedBlock) -> Update:
-    """``objective`` (clients,), the mean loss with its penalty, and ``gradient/<name>``; in one pass where a learner offers that."""
-    if hasattr(learner, "value_and_gradient"):
-        told: Update = learner.value_and_gradient(params, block)
-        return told
-    told = learner.gradient(params, block)
-    value = learner.losses([params], block).values["losses"][:, 0]
-    return replace(told, values={"objective": np.asarray(value, dtype=np.float64), **told.values})
+def _begin(state: State) -> Callable[[np.ndarray], np.ndarray]:
+    own, weights = state["preconditioner"], with_kind(state["params"], state["kinds"], "weight")
+    return lambda vector: vector.copy() if own is None else preconditioner.applied(own, vector, weights)
 
 
 def _refused_where_infinite(told: Update) -> Update:

@@ -5,7 +5,8 @@ FedYogi, FedAdam) and its SGD and momentum special cases. Symbols: Delta is the 
 *along* it), eta ``learning_rate``, beta_1 ``beta1``, beta_2 ``beta2``, tau ``tau`` (the degree of adaptivity; v starts at tau^2).
 As in the paper, none of them corrects the bias of its moments.
 
-Each is a pair of pure functions: ``init(params) -> state`` and ``step(params, delta, state) -> (params, state)``.
+Each is a pair of functions: ``init(params) -> state`` and ``step(params, delta, state) -> (params, state)``. Nothing is changed but
+``delta``, which the caller gives away.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+import numpy as np
 from annotated_types import Ge, Gt, Lt
 
 from hansa.core.contracts import State
@@ -30,7 +32,14 @@ class SGD:
         return {}
 
     def step(self, params: Params, delta: Params, state: State) -> tuple[Params, State]:
-        return map_params(lambda x, d: x + self.learning_rate * d, params, delta), {}
+        return map_params(self._moved, params, delta), {}
+
+    def _moved(self, x: Array, d: Array) -> Array:
+        if not isinstance(d, np.ndarray) or d.dtype.kind != "f" or (d.dtype, d.shape) != (x.dtype, x.shape):
+            return x + self.learning_rate * d
+        d *= self.learning_rate  # in its own memory: a model may be as large as half of what there is
+        d += x
+        return d
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,13 @@ class Coded:
         result[:, self.places] = dense
         return np.ascontiguousarray(result)
 
+    def moments(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """``R @ X`` and the same with all entries of X squared, both (k, columns), for R (k, rows)."""
+        plain = values @ self
+        squared = plain.copy() if self.scale is None else plain * self.scale
+        squared[:, self.places] = values @ self.numbers**2
+        return plain, squared
+
     def gram(self, weight: np.ndarray) -> np.ndarray:
         """``X' diag(weight) X``, (columns, columns); weight: (rows,)."""
         size = self.width + 1

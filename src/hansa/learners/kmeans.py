@@ -21,7 +21,14 @@ from hansa.core.metrics import Metrics, stack
 from hansa.core.params import Kinds, Params
 from hansa.core.randomness import generator
 from hansa.core.updates import Update
+from hansa.learners.given import named
 from hansa.learners.unlabelled import features_of, squared_norms
+
+STRIPE = 1 << 16
+"""Numbers of the rows, or distances of them, that are computed with at a time. It decides the bits, as a block does."""
+
+CANCELLED = 1e-6
+"""Share of the squared distances from the middle below which those from the own centres are no difference of sums."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +98,13 @@ class BoundKMeans:
         return Update({"rows": rows, "hits": counts}, np.ones(len(block)))
 
     def _sums(self, centers: np.ndarray, x: Any, spread: bool) -> dict[str, Any]:
-        sums, counts, inertia = np.zeros(centers.shape), np.zeros(len(centers)), 0.0
-        for rows, labels, distance in _nearest(centers, x):
-            belongs = (labels == np.arange(len(centers))[:, None]).astype(np.float64)
-            sums += belongs @ rows
-            counts += belongs.sum(axis=1)
-            inertia += float(distance.sum())
+        sums, counts, inertia = _sums_of_codes(centers, x) if isinstance(x, Coded) else _sums(centers, x)
         result = {"sums": sums, "counts": counts, "inertia": np.array(inertia)}
         return result | {"squares": _squares(x)} if spread else result
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return ("inertia",)
 
     def evaluate(self, params: Params, block: LoadedBlock) -> Metrics:
         """inertia: the mean squared distance of a row to its centre."""
@@ -121,9 +127,54 @@ class BoundKMeans:
         fitted.cluster_centers_, fitted.inertia_ = centers, float(params["inertia"])
         fitted.n_iter_, fitted.n_features_in_ = int(params["iterations"]), centers.shape[1]
         fitted._n_threads = _openmp_effective_n_threads()  # predict takes it from there
-        if len(self.schema.features) == centers.shape[1] and self.schema.preparer is None:
-            fitted.feature_names_in_ = np.asarray(self.schema.features, dtype=object)
-        return fitted
+        return named(fitted, self.schema)
+
+
+def _sums(centers: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Of the rows nearest to each centre: their sums (clusters, features), and how many they are; and all rows' squared distances to
+    their centres, summed. No row's number of its cluster is made: where a row's smallest distance stands, the matrix is one that is
+    multiplied by the rows."""
+    (clusters, features), middle = centers.shape, centers.mean(axis=0)
+    away = centers - middle
+    norms = np.einsum("kf,kf->k", away, away)[:, None]
+    # New arrays of this size come from the system, page by page, and would take longer than what is computed in them.
+    span = max(STRIPE // max(clusters, features), 256)
+    origin, moved = np.tile(middle, (span, 1)), np.empty((span, features))
+    apart, least = np.empty((clusters, span)), np.empty(span)
+    sums, counts, inertia = np.zeros(centers.shape), np.zeros(clusters), 0.0
+    for start in range(0, len(x), span):
+        many = min(span, len(x) - start)
+        if many < span:
+            moved, apart, least = moved[:many], np.empty((clusters, many)), least[:many]
+        rows = x[start : start + many]
+        np.subtract(rows, origin[:many], out=moved)
+        # The squared distances less those from the middle, which are the same for all centres.
+        np.matmul(-2.0 * away, moved.T, out=apart)
+        apart += norms
+        apart.min(axis=0, out=least)
+        whole = float(np.vdot(moved, moved))
+        inside = max(whole + float(least.sum()), 0.0)
+        belongs = np.equal(apart, least, out=apart)
+        own = belongs.sum(axis=1)
+        if own.sum() != many:  # the first of equals
+            belongs[np.cumsum(belongs, axis=0) > 1] = 0.0
+            own = belongs.sum(axis=1)
+        if inside < CANCELLED * whole:
+            inside = float(np.square(moved - belongs.T @ away).sum())
+        counts += own
+        sums += belongs @ rows  # as they are, so that the same clusters have the same sums whatever the middle was
+        inertia += inside
+    return sums, counts, inertia
+
+
+def _sums_of_codes(centers: np.ndarray, x: Coded) -> tuple[np.ndarray, np.ndarray, float]:
+    sums, counts, inertia = np.zeros(centers.shape), np.zeros(len(centers)), 0.0
+    for rows, labels, distance in _nearest(centers, x):
+        belongs = (labels == np.arange(len(centers))[:, None]).astype(np.float64)
+        sums += belongs @ rows
+        counts += belongs.sum(axis=1)
+        inertia += float(distance.sum())
+    return sums, counts, inertia
 
 
 def _nearest(centers: np.ndarray, x: Any) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:

@@ -205,6 +205,31 @@ class LinearModel:
         losses, rows = told.metrics["loss"]
         return Update({"objective": losses / rows + self._penalty(params), **told.values}, told.weight, told.metrics)
 
+    def curvature(self, params: Params, block: LoadedBlock) -> Update:
+        """For each client the diagonal of the Hessian, ``diagonal/<name>``, and with an intercept ``border/coef``, the entry that each
+        coefficient shares with it. A loss that is flat in places tells of where it is steepest; one without a second derivative nothing.
+        """
+        told = [self._curvature(params, table) for table in block.tables]
+        return Update({name: np.stack([one[name] for one in told]) for name in told[0]}, block.weight)
+
+    def _curvature(self, params: Params, table: Table) -> dict[str, np.ndarray]:
+        loss, o = self.loss, self.objective
+        if loss.curve is None and loss.steepest is None:
+            return {}
+        if loss.steepest is not None:
+            curve = np.full((len(table), self.outputs), loss.steepest)
+        else:
+            assert loss.curve is not None
+            curve = loss.curve(self._scores(params, table.x), self.targets(table.y))
+            curve = curve * (1.0 - curve) if o.loss == "softmax" else curve
+        curve = np.ascontiguousarray(curve.T) / len(table)
+        plain, squared = _moments(curve, table.x)
+        told = {"diagonal/coef": squared + o.l2}
+        if o.intercept:
+            scaled = o.l2 / o.intercept_scaling**2 if o.intercept_scaling else 0.0
+            told |= {"diagonal/intercept": curve.sum(axis=1) + scaled, "border/coef": plain}
+        return told
+
     def hessian(self, params: Params, block: LoadedBlock) -> Update:
         return self._stack([self._one(params, table, hessian=True) for table in block.tables], block)
 
@@ -238,6 +263,12 @@ class LinearModel:
         scores = scores + params["intercept"] if self.intercept else scores
         return {name: (np.asarray(total), np.asarray(count)) for name, (total, count) in self._measure(scores, y).items()}
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        if self.schema.classes is None:
+            return "loss", "mse", "mae"
+        return ("loss", "accuracy", "auc") if self.outputs == 1 else ("loss", "accuracy")
+
     def evaluate(self, params: Params, block: LoadedBlock) -> Metrics:
         """loss (without penalty); accuracy and, for two classes, auc; for numbers mse and mae."""
         return stack([self._measure(self._scores(params, table.x), table.y) for table in block.tables])
@@ -267,6 +298,16 @@ class LinearModel:
 
     def export(self, params: Params) -> Any:
         return params
+
+
+def _moments(weight: np.ndarray, x: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Sums over the rows of x and of its squares, each (k, columns), under weights (k, rows)."""
+    if isinstance(x, Coded):
+        return x.moments(weight)
+    squared = np.zeros((len(weight), x.shape[1]))
+    for start in range(0, len(x), STRIPE):
+        squared += weight[:, start : start + STRIPE] @ x[start : start + STRIPE] ** 2
+    return weight @ x, squared
 
 
 def _gram(x: np.ndarray, weight: np.ndarray, intercept: bool) -> np.ndarray:

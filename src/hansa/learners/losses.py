@@ -21,7 +21,10 @@ Target = Literal["margin", "one_hot", "number"]
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss by output; ``curve`` is None where it has no second derivative to speak of."""
+    """A loss by output; ``curve`` is None where it has no second derivative to speak of.
+
+    steepest: the largest second derivative of a loss that is flat in places, where ``curve`` at one point says little of others.
+    """
 
     target: Target
     value: Callable[[Array, Array], Array]
@@ -29,6 +32,7 @@ class Loss:
     curve: Callable[[Array, Array], Array] | None = None
     both: Callable[[Array, Array], tuple[Array, Array]] | None = None
     curve_of: Callable[[Array], Array] | None = None
+    steepest: float | None = None
 
     def value_and_slope(self, score: Array, target: Array) -> tuple[Array, Array]:
         """``value`` and ``slope`` at once; ``both`` shares what they have in common. ``curve_of`` is ``curve`` from the slope."""
@@ -41,6 +45,7 @@ def _huber_value(epsilon: float) -> Loss:
         lambda s, t: np.where(np.abs(s - t) <= epsilon, 0.5 * (s - t) ** 2, epsilon * np.abs(s - t) - 0.5 * epsilon**2),
         lambda s, t: np.clip(s - t, -epsilon, epsilon),
         lambda s, t: (np.abs(s - t) <= epsilon).astype(s.dtype),
+        steepest=1.0,
     )
 
 
@@ -58,6 +63,7 @@ def _squared_insensitive(epsilon: float) -> Loss:
         lambda s, t: np.maximum(np.abs(s - t) - epsilon, 0.0) ** 2,
         lambda s, t: 2 * np.sign(s - t) * np.maximum(np.abs(s - t) - epsilon, 0.0),
         lambda s, t: 2.0 * (np.abs(s - t) > epsilon),
+        steepest=2.0,
     )
 
 
@@ -103,11 +109,13 @@ SQUARED_HINGE = Loss(
     lambda s, t: np.maximum(1 - s * t, 0.0) ** 2,
     lambda s, t: -2 * t * np.maximum(1 - s * t, 0.0),
     lambda s, t: 2.0 * (s * t < 1),  # the generalised Hessian of Mangasarian 2002
+    steepest=2.0,
 )
 MODIFIED_HUBER = Loss(
     "margin",
     lambda s, t: np.where(s * t >= -1, np.maximum(1 - s * t, 0.0) ** 2, -4 * s * t),
     _modified_huber_slope,
+    steepest=2.0,
 )
 
 
