@@ -13,6 +13,7 @@ import hansa
 PUBLIC = [
     "Adam",
     "Admin",
+    "Bagging",
     "BuiltIn",
     "Client",
     "Column",

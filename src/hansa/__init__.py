@@ -17,8 +17,8 @@ The public API, all of it:
     GradientDescent, Newton, LBFGS          descent on sums; CoordinateDescent, SharingADMM for columns that are split
     Lloyd, PrincipalComponents, Forest      k-means, principal components, forests
     Synchronous, DiLoCo, Layout             PyTorch modules in gangs
-    Sklearn, TorchLearner, JaxLearner, MLP  learners; Forests, OneVsRest, KMeans, PCA; estimators and modules may also be given as they
-                                            are
+    Sklearn, TorchLearner, JaxLearner, MLP  learners; Forests, OneVsRest, Bagging, KMeans, PCA; estimators and modules may also be given
+                                            as they are
     Inline, Processes                       engines on this machine
     Dask, Ray, Spark, Torchrun              engines on clusters
     Server, Client, Relay, Admin, Policy    organisations that train together over the network; Federation and Elsewhere are the
@@ -37,12 +37,13 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Adam": "hansa.core.local",
     "Admin": "hansa.federated.admin",
+    "Bagging": "hansa.learners.bagging",
     "BuiltIn": "hansa.data.builtin",
     "Client": "hansa.federated.client",
     "Column": "hansa.data.partition",
     "CoordinateDescent": "hansa.algorithms.coordinate_descent",
     "Dask": "hansa.engines.dask",
-    "Devices": "hansa.core.clock",
+    "Devices": "hansa.core.devices",
     "DiLoCo": "hansa.algorithms.diloco",
     "Dirichlet": "hansa.data.partition",
     "Diverged": "hansa.core.errors",
@@ -95,7 +96,7 @@ _PUBLIC = {
     "Synthetic": "hansa.data.synthetic",
     "TorchLearner": "hansa.learners.torch",
     "Torchrun": "hansa.engines.torchrun",
-    "Trace": "hansa.core.clock",
+    "Trace": "hansa.core.traces",
     "compare": "hansa.comparison",
     "fit_each": "hansa.each",
     "from_arrays": "hansa.data.memory",

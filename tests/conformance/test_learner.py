@@ -11,6 +11,7 @@ from sklearn.svm import LinearSVC
 
 from hansa.core.local import SGD, Adam, Local, Plan
 from hansa.core.params import flatten, unflatten
+from hansa.learners.bagging import Bagging
 from hansa.learners.kmeans import KMeans
 from hansa.learners.mlp import MLP
 from hansa.learners.one_vs_rest import OneVsRest
@@ -44,6 +45,11 @@ LEARNERS = {
     "one against the rest": (OneVsRest(LogisticRegression(C=3.0)), "iris"),
     "one MLP against the rest": (OneVsRest(MLP(hidden=(5,), activation="tanh", l2=0.1, dtype="float64")), "iris"),
     "one of two classes": (OneVsRest(SGDClassifier(loss="log_loss")), "breast_cancer"),
+    "bagging": (Bagging(LogisticRegression(C=3.0), members=3), "iris"),
+    "bagging a share": (
+        Bagging(MLP(hidden=(5,), activation="tanh", task="regression", dtype="float64"), members=2, share=0.7),
+        "diabetes",
+    ),
     "softmax": (MLP(hidden=(), dtype="float64"), "iris"),
     "MLP regression": (MLP(hidden=(8,), activation="tanh", task="regression", l2=0.1, dtype="float64"), "diabetes"),
     "torch": (TorchLearner(module=net(4, 3)), "iris"),
@@ -193,6 +199,7 @@ def test_metrics_add_up(learner: Any, data: str) -> None:
         alone = bound.evaluate(params, block.only(k))
         for name, (total, count) in together.items():
             np.testing.assert_allclose([alone[name][0][0], alone[name][1][0]], [total[k], count[k]], rtol=1e-5, atol=1e-6)
+    assert tuple(together) == bound.metric_names
     if (learner, data) in LEARNERS.values():
         assert list(together["loss"][1]) == [float(n) for n in block.rows]
 

@@ -83,7 +83,9 @@ class UnboundLearner(Protocol):
 
     @property
     def can(self) -> frozenset[str]:
-        """What it offers beyond the least: "train", "gradient", "hessian", "parts", "gang"."""
+        """What it offers beyond the least: "train", "gradient" (with :meth:`Learner.losses`) and "hessian", methods of the
+        :class:`Learner`; "parts" (:class:`Additive`); "clusters" (:class:`Clustered`); "moments" (:class:`Summed`); "trees"
+        (:class:`Grown`); "gang"."""
         ...
 
     def bind(self, schema: Schema) -> Learner:
@@ -122,6 +124,11 @@ class Learner(Protocol):
         """Each client's mean loss, penalty included, under several params: values ``losses`` (clients, candidates)."""
         ...
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """What :meth:`evaluate` gives, whatever the rows."""
+        ...
+
     def evaluate(self, params: Params, block: LoadedBlock) -> Metrics:
         """Metrics of each client's table as (sum, count), each (clients,)."""
         ...
@@ -130,6 +137,16 @@ class Learner(Protocol):
 
     def export(self, params: Params) -> Any:
         """What the user came for: a fitted scikit-learn estimator, an ``nn.Module``."""
+        ...
+
+
+@runtime_checkable
+class InOnePass(Protocol):
+    """What a learner that offers "gradient" may have as well: objective and gradient from one pass over the rows, for algorithms that
+    search along a line. :func:`hansa.core.objective.value_and_gradient` asks for both of any learner."""
+
+    def value_and_gradient(self, params: Params, block: LoadedBlock) -> Update:
+        """As :meth:`Learner.gradient`, with ``objective`` (clients,), the mean loss with its penalty."""
         ...
 
 
@@ -181,6 +198,35 @@ class Additive(Learner, Protocol):
         ...
 
 
+class Clustered(Learner, Protocol):
+    """What a learner that offers "clusters" also has. Each client weighs one: these are plain sums."""
+
+    def clustered(self, centers: np.ndarray, block: LoadedBlock, *, spread: bool = False) -> Update:
+        """``sums`` (clusters, features), ``counts`` (clusters,) and ``inertia`` of the rows nearest to each centre; with ``spread``
+        also ``squares`` (features,)."""
+        ...
+
+    def sampled(self, slots: int, block: LoadedBlock) -> Update:
+        """``rows`` (slots, features) and ``hits`` (slots,): about one row of anybody's in each slot of the sum over all clients."""
+        ...
+
+
+class Summed(Learner, Protocol):
+    """What a learner that offers "moments" also has."""
+
+    def moments(self, block: LoadedBlock) -> Update:
+        """``sum`` (features,) and ``products`` (features, features), the sums of x and of x x', and ``rows``; plain sums."""
+        ...
+
+
+class Grown(Learner, Protocol):
+    """What a learner that offers "trees" also has."""
+
+    def trees(self, block: LoadedBlock, counts: Sequence[int]) -> dict[str, list[np.ndarray]]:
+        """As many trees of each client as are asked for: by the names of :data:`hansa.core.decision_trees.TREES` an array per client."""
+        ...
+
+
 @runtime_checkable
 class Algorithm(Protocol):
     """How the clients' work becomes one model; both halves in one file. State in, state out.
@@ -195,10 +241,14 @@ class Algorithm(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Which of a learner's abilities it uses: "train", "gradient", "hessian", "parts", "gang".
+        """Which of a learner's abilities it uses: see :attr:`UnboundLearner.can`.
 
         One that needs "parts" is for data whose columns are split. Its server's half computes with the model as well: it has a
         method ``knowing(learner)``, which returns the algorithm with the bound learner.
+
+        One whose server sees single rows says so in an attribute ``shows``, a clause for the run's account of what was shared; empty,
+        or no such attribute, for none. One that trains locally keeps its :class:`hansa.core.local.Local` as ``local``: the clock and
+        a client's policy read from it how many epochs are asked for. One for a gang has the gang's layout as ``parallel``.
         """
         ...
 
@@ -254,7 +304,11 @@ class ClientStore(Protocol):
 
 Result: TypeAlias = "Update | Total | Failure | Absorbed"
 Call: TypeAlias = "Callable[[Any, Block], Result]"
-"""A piece of work as a value: called with the worker that holds the data and the block."""
+"""A piece of work as a value: called with the worker that holds the data and the block.
+
+One that reads the clients' own entries has ``before``, the round before which they were written, and None where it reads none; one for
+data that is known has its ``schema``.
+"""
 
 
 class Collectives(Protocol):
@@ -273,7 +327,13 @@ class Collectives(Protocol):
 
 
 class Engine(Protocol):
-    """Where the work runs."""
+    """Where the work runs.
+
+    An engine that moves data says how long by ``transfer``, a :class:`hansa.core.accounting.Stopwatch`, or None before it has started;
+    one without the attribute moves none. The options that build an engine may have ``slots``, the places for members of a gang, where
+    these are known before it starts, and ``serve()``, which a program that a launcher has started several times calls in each of them
+    and which returns in the first alone.
+    """
 
     def start(self, learner: UnboundLearner, clients: Sequence[Client], store: ClientStore) -> None: ...
 
@@ -293,6 +353,6 @@ class Engine(Protocol):
 
 
 __all__ = [
-    "Additive", "Algorithm", "Call", "ClientStore", "Collective", "Collectives", "Context", "Engine", "Gathered", "Learner", "Message",
-    "Preparer", "Result", "Schema", "State", "Transform", "UnboundLearner",
+    "Additive", "Algorithm", "Call", "ClientStore", "Clustered", "Collective", "Collectives", "Context", "Engine", "Gathered", "Grown",
+    "InOnePass", "Learner", "Message", "Preparer", "Result", "Schema", "State", "Summed", "Transform", "UnboundLearner",
 ]  # fmt: skip

@@ -12,11 +12,12 @@ import numpy as np
 from hansa.core.blocks import LoadedBlock, Table
 from hansa.core.contracts import Schema
 from hansa.core.decision_trees import OF_NODE, TREES, checked, depths, joined, no_trees
-from hansa.core.errors import InputError, did_you_mean
+from hansa.core.errors import InputError
 from hansa.core.metrics import Metrics, stack
 from hansa.core.params import Kinds, Params
 from hansa.core.randomness import combine, derive
 from hansa.learners import measures
+from hansa.learners.given import named, plain, refused, unfitted
 from hansa.learners.labels import encode
 
 FORESTS = ("RandomForestClassifier", "ExtraTreesClassifier", "RandomForestRegressor", "ExtraTreesRegressor")
@@ -48,31 +49,12 @@ class Forests:
     def unfitted(self) -> Any:
         """The forest object; InputError for one that is none of `FORESTS`, or for options that it does not have."""
         from sklearn import ensemble
-        from sklearn.base import clone
 
-        kind = self.estimator if isinstance(self.estimator, str) else type(self.estimator).__name__
-        if kind not in FORESTS:
-            raise InputError(f"learner: {kind!r} is not a forest that Hansa grows{did_you_mean(kind, FORESTS)}")
-        if isinstance(self.estimator, str):
-            made = getattr(ensemble, kind)
-            allowed = made().get_params()
-            for option in self.options:
-                if option not in allowed:
-                    raise InputError(f"learner.options.{option}: {kind} has no such argument{did_you_mean(option, allowed)}")
-            estimator = made(**self.options)
-        else:
-            estimator = clone(self.estimator)
-        return estimator
+        return unfitted(self.estimator, self.options, FORESTS, (ensemble,), "a forest that Hansa grows")
 
     def plain(self) -> dict[str, Any]:
         """The options as a job file can hold them: a forest object as its name and the arguments that were changed."""
-        kind, options = self.estimator, dict(self.options)
-        if not isinstance(kind, str):
-            defaults = type(kind)().get_params()
-            options = {name: value for name, value in kind.get_params().items() if repr(value) != repr(defaults[name])}
-            kind = type(kind).__name__
-        written = {name: v if isinstance(v, (bool, int, float, str)) else f"<{v!r}>" for name, v in options.items()}
-        return {"name": self.name, "estimator": kind, "options": written}
+        return plain(self.name, self.estimator, self.options)
 
     @property
     def can(self) -> frozenset[str]:
@@ -93,9 +75,9 @@ def _refuse(estimator: Any) -> None:
     for option in ("oob_score", "warm_start"):
         if options[option]:
             why = "needs the rows of all clients in one place" if option == "oob_score" else "goes on with trees that are there"
-            raise InputError(f"learner {kind}: {option} = {options[option]!r} {why} (leave it out)")
+            raise refused(kind, options, option, why, "leave it out")
     if not (options["random_state"] is None or isinstance(options["random_state"], (int, np.integer))):
-        raise InputError(f"learner {kind}: random_state = {options['random_state']!r} is no number (write one, or None)")
+        raise refused(kind, options, "random_state", "is no number", "write one, or None")
 
 
 @dataclass(frozen=True)
@@ -167,6 +149,12 @@ class BoundForest:
         numbers = dict(enumerate(self.schema.classes or ()))
         return {int(number): float(weights.get(numbers[int(number)], 1.0)) for number in present}
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        if not self._classes:
+            return "loss", "mse", "mae"
+        return ("loss", "accuracy", "auc") if self._classes == 2 else ("loss", "accuracy")
+
     def evaluate(self, params: Params, block: LoadedBlock) -> Metrics:
         """For classes loss (the log loss, shares clipped as scikit-learn does), accuracy and, for two of them, auc; for numbers loss
         and mse (the mean squared error) and mae."""
@@ -207,10 +195,7 @@ class BoundForest:
                 "the forest has no trees: in the first round the clients tell their weights, in the second they grow trees "
                 "(set rounds.count to 2 or more)"
             )
-        forest = self._built(params)
-        if len(self.schema.features) == self._features and self.schema.preparer is None:
-            forest.feature_names_in_ = np.asarray(self.schema.features, dtype=object)
-        return forest
+        return named(self._built(params), self.schema)
 
     def _built(self, params: Params) -> Any:
         from sklearn.base import clone

@@ -10,14 +10,14 @@ from annotated_types import Ge
 
 from hansa.core.contracts import Schema
 from hansa.core.errors import missing_extra
-from hansa.learners.tasks import measured, needs_of, refuse_unknown
+from hansa.learners.framework import Judged
 
 if TYPE_CHECKING:
     from hansa.learners.jax_bound import BoundJax
 
 
 @dataclass(frozen=True)
-class JaxLearner:
+class JaxLearner(Judged):
     """Two pure functions, ``init(key, x)`` that makes params and ``apply(params, x)`` that gives outputs, trained by gradient steps.
 
     model:    the pair ``(init, apply)``, or an object with these two methods, such as a ``flax.linen`` module; or a function that
@@ -42,19 +42,6 @@ class JaxLearner:
     name: Literal["jax"] = field(default="jax", kw_only=True)
 
     can: frozenset[str] = field(default=frozenset({"train", "gradient"}), init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        refuse_unknown(self.loss, self.metrics)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the loss needs of the labels; nothing is demanded for a function of the user's own."""
-        return needs_of(self.loss)
-
-    @property
-    def measured(self) -> tuple[Any, ...]:
-        """The metrics beside the loss."""
-        return measured(self.loss, self.metrics)
 
     def bind(self, schema: Schema) -> BoundJax:
         """The learner for these data. InputError when labels and loss do not go together, when the model cannot take such rows or

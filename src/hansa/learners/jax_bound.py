@@ -28,6 +28,7 @@ from hansa.core.randomness import derive
 from hansa.core.updates import Update, prefixed
 from hansa.learners import jax_training, outputs
 from hansa.learners.factories import named
+from hansa.learners.framework import Bound
 from hansa.learners.jax import JaxLearner
 from hansa.learners.jax_losses import losses
 from hansa.learners.jax_model import Model, functions_of, modelled
@@ -50,22 +51,11 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class BoundJax:
+class BoundJax(Bound):
     """A model, its loss and its metrics, for the data of a schema."""
 
     options: JaxLearner
     schema: Schema
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"options": self.options, "schema": self.schema}
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.options.needs
-
-    @property
-    def can(self) -> frozenset[str]:
-        return self.options.can
 
     @cached_property
     def _found(self) -> tuple[Model, tuple[int, ...]]:
@@ -142,6 +132,10 @@ class BoundJax:
             for k, table in enumerate(block.tables):
                 values[k, c] = self._told(params, table)["loss"].sum() / max(len(table), 1) + penalty
         return Update({"losses": values}, block.weight)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return ("loss", *(named(metric) for metric in self.options.measured))
 
     def evaluate(self, params: Params, block: LoadedBlock) -> Metrics:
         """``loss`` (without the penalty) and the metrics of each client's rows."""

@@ -30,6 +30,9 @@ from hansa.learners.labels import encode
 from hansa.learners.mlp_network import Activation, Network, Task
 from hansa.learners.mlp_training import train
 
+DRAWN = 1 << 22
+"""Weights that are drawn at once, about: a large layer shall not take three times its memory."""
+
 SLICE = 8192
 """Rows that pass through the network at once outside of training, so that memory does not grow with a client's rows."""
 
@@ -104,7 +107,10 @@ class BoundMLP:
         for layer, (fan_in, fan_out) in enumerate(zip(self.network.widths, self.network.widths[1:], strict=False)):
             he = self.options.activation == "relu" and layer < self.network.layers - 1
             bound = np.sqrt(6 / fan_in) if he else np.sqrt(6 / (fan_in + fan_out))
-            params[f"layer{layer}.weight"] = draw.uniform(-bound, bound, (fan_in, fan_out)).astype(self.options.dtype)
+            weight: np.ndarray = np.empty((fan_in, fan_out), self.options.dtype)
+            params[f"layer{layer}.weight"] = weight
+            for rows in np.array_split(weight, max(1, weight.size // DRAWN)):  # the same numbers, which are drawn in float64
+                rows[:] = draw.uniform(-bound, bound, rows.shape)
             params[f"layer{layer}.bias"] = np.zeros(fan_out, self.options.dtype)
         return params
 
@@ -149,6 +155,10 @@ class BoundMLP:
 
     def _loss(self, params: Params, table: Table) -> float:
         return self._measure(params, table)["loss"][0]
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return ("loss", "accuracy") if self.options.task == "classification" else ("loss", "mse", "mae")
 
     def evaluate(self, params: Params, block: LoadedBlock) -> Metrics:
         """loss (without penalty) and accuracy; for regression loss, mse and mae."""

@@ -1,14 +1,11 @@
 """One against the rest: a binary learner for several classes, by a problem for each of them.
 
-The problems are trained side by side in one learner and not as tasks of their own: they share every row, so a block is loaded and visited
-once for all of them, a round is one exchange, and any algorithm, engine and transform serves without knowing of it. Their params do not
-meet (the Hessian is block diagonal), so the problems of a class have the bits that they have alone, wherever the algorithm treats
-params entry by entry.
+The problems are trained side by side (:mod:`hansa.learners.beside`): the one of a class has the bits that it has alone, wherever the
+algorithm treats params entry by entry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,18 +14,16 @@ import numpy as np
 from hansa.core.blocks import LoadedBlock, Table
 from hansa.core.contracts import Schema, UnboundLearner
 from hansa.core.errors import InputError
-from hansa.core.local import Plan, Trained
 from hansa.core.metrics import Metrics, stack
-from hansa.core.params import Kinds, Params
-from hansa.core.updates import Update, under
+from hansa.core.params import Params
+from hansa.core.updates import under
 from hansa.learners import measures
+from hansa.learners.beside import ABILITIES, Beside
 from hansa.learners.estimators import learner_of
 from hansa.learners.labels import encode
 
-BINARY = ("sklearn", "mlp")
+BINARY = ("sklearn", "mlp", "bagging")
 """Learners whose models are scikit-learn's classifiers, of which a OneVsRestClassifier is made."""
-
-ABILITIES = frozenset({"train", "gradient", "hessian"})
 
 
 @dataclass(frozen=True)
@@ -65,79 +60,47 @@ class OneVsRest:
 
     def bind(self, schema: Schema) -> BoundOneVsRest:
         """Raises InputError where the binary learner and the data do not go together."""
-        return BoundOneVsRest(self.learner, self.learner.bind(replace(schema, classes=(0, 1), features=())), schema, self.can)
+        one = self.learner.bind(replace(schema, classes=(0, 1), features=()))
+        return BoundOneVsRest(one, schema, self.can, self.learner)
 
 
 @dataclass(frozen=True)
-class BoundOneVsRest:
+class BoundOneVsRest(Beside):
     """The learner that knows the data. Params are those of the binary learner, each under the number of its class: ``0/coef``; of two
-    classes only the second has a problem, ``1/coef``.
+    classes only the second has a problem, ``1/coef``. ``one`` is the binary learner, for the labels 0 and 1.
 
-    one: the binary learner, for the labels 0 and 1.
+    unbound: the binary learner, before it knows the data.
     """
 
     unbound: UnboundLearner
-    one: Any
-    schema: Schema
-    can: frozenset[str]
 
     @property
-    def _problems(self) -> tuple[str, ...]:
+    def problems(self) -> tuple[str, ...]:
         classes = self.schema.classes or ()
         return ("1",) if len(classes) == 2 else tuple(str(number) for number in range(len(classes)))
-
-    def kinds(self) -> Kinds:
-        return {f"{of}/{name}": kind for of in self._problems for name, kind in self.one.kinds().items()}
-
-    def init(self, seed: int) -> Params:
-        """Of each class as the binary learner begins alone."""
-        return {f"{of}/{name}": value for of in self._problems for name, value in self.one.init(seed).items()}
 
     def arrays(self, table: Table) -> Table:
         """x as the binary learner has it; y to class numbers (int64)."""
         x = self.one.arrays(Table(table.x)).x
         return Table(x) if table.y is None else Table(x, encode(table.y, self.schema.classes))
 
-    def _each(self, params: Params, block: LoadedBlock) -> Iterator[tuple[str, Params, LoadedBlock]]:
-        """Every problem with its own params and labels."""
-        for of in self._problems:
-            tables = tuple(Table(table.x, (table.y == int(of)).astype(np.int64)) for table in block.tables)
-            yield of, under(params, of), replace(block, tables=tables)
+    def posed(self, problem: str, block: LoadedBlock) -> LoadedBlock:
+        """All rows, labelled 1 where they are of the problem's class."""
+        number = int(problem)
+        return replace(block, tables=tuple(Table(table.x, (table.y == number).astype(np.int64)) for table in block.tables))
 
-    def train(self, params: Params, block: LoadedBlock, plan: Plan) -> Trained:
-        several = {
-            of: self.one.train(own, its, replace(plan, drift=None if plan.drift is None else under(plan.drift, of)))
-            for of, own, its in self._each(params, block)
-        }
-        merged = {f"{of}/{name}": value for of, trained in several.items() for name, value in trained.params.items()}
-        steps = next(iter(several.values())).steps
-        return Trained(merged, steps, _summed([trained.metrics for trained in several.values()]))
+    def said(self, losses: np.ndarray) -> np.ndarray:
+        """Their sum."""
+        return np.asarray(losses.sum(axis=0))
 
-    def gradient(self, params: Params, block: LoadedBlock) -> Update:
-        several = {of: self.one.gradient(own, its) for of, own, its in self._each(params, block)}
-        return Update(_gradients(several), block.weight, _summed([told.metrics for told in several.values()]))
-
-    def hessian(self, params: Params, block: LoadedBlock) -> Update:
-        several = {of: self.one.hessian(own, its) for of, own, its in self._each(params, block)}
-        blocks = [told.values["hessian"] for told in several.values()]
-        ends = np.cumsum([part.shape[1] for part in blocks])
-        hessian = np.zeros((len(block), ends[-1], ends[-1]))
-        for part, end in zip(blocks, ends, strict=True):
-            hessian[:, end - part.shape[1] : end, end - part.shape[1] : end] = part
-        objective = np.sum([told.values["objective"] for told in several.values()], axis=0)
-        values = {**_gradients(several), "objective": objective, "hessian": hessian}
-        return Update(values, block.weight, _summed([told.metrics for told in several.values()]))
-
-    def losses(self, candidates: Sequence[Params], block: LoadedBlock) -> Update:
-        told = [
-            self.one.losses([under(params, of) for params in candidates], its).values["losses"]
-            for of, _, its in self._each(candidates[0], block)
-        ]
-        return Update({"losses": np.sum(told, axis=0)}, block.weight)
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        own = self.one.metric_names
+        return own if len(self.problems) == 1 else (*(name for name in own if name == "loss"), "accuracy")
 
     def evaluate(self, params: Params, block: LoadedBlock) -> Metrics:
         """loss, the sum of those of the classes' problems, and accuracy; of two classes what the binary learner measures."""
-        several = [self.one.evaluate(own, its) for _, own, its in self._each(params, block)]
+        several = [self.one.evaluate(own, its) for _, own, its in self.each(params, block)]
         if len(several) == 1:
             return several[0]
         chosen = self._numbers(params, np.concatenate([table.x for table in block.tables]))
@@ -146,11 +109,11 @@ class BoundOneVsRest:
             {"accuracy": measures.accuracy(chosen[end - len(table) : end], table.y)}
             for end, table in zip(ends, block.tables, strict=True)
         ])  # fmt: skip
-        return _summed(several) | right
+        return self.together(several) | right
 
     def _numbers(self, params: Params, x: np.ndarray) -> np.ndarray:
         """Of each row the number of the class that is surest of it."""
-        sure = [_surety(self.one.export(under(params, of)), x) for of in self._problems]
+        sure = [_surety(self.one.export(under(params, of)), x) for of in self.problems]
         return np.argmax(sure, axis=0) if len(sure) > 1 else (sure[0] > _even(self.one.export(under(params, "1")))).astype(np.int64)
 
     def predict(self, params: Params, x: np.ndarray) -> np.ndarray:
@@ -164,7 +127,7 @@ class BoundOneVsRest:
         from sklearn.preprocessing import LabelBinarizer
 
         named = self.unbound.bind(replace(self.schema, classes=(0, 1)))
-        estimators = [named.export(under(params, of)) for of in self._problems]
+        estimators = [named.export(under(params, of)) for of in self.problems]
         fitted = OneVsRestClassifier(clone(estimators[0]))
         fitted.estimators_ = estimators
         fitted.label_binarizer_ = LabelBinarizer(sparse_output=True).fit(np.asarray(self.schema.classes))
@@ -173,21 +136,6 @@ class BoundOneVsRest:
         if hasattr(estimators[0], "feature_names_in_"):
             fitted.feature_names_in_ = estimators[0].feature_names_in_
         return fitted
-
-
-def _gradients(several: Mapping[str, Update]) -> dict[str, Any]:
-    return {
-        f"gradient/{of}/{name}": value for of, told in several.items() for name, value in under(told.values, "gradient").items()
-    }
-
-
-def _summed(several: Sequence[Metrics]) -> Metrics:
-    """The loss of all problems together, over the same rows."""
-    return (
-        {"loss": (np.sum([metrics["loss"][0] for metrics in several], axis=0), several[0]["loss"][1])}
-        if "loss" in several[0]
-        else {}
-    )
 
 
 def _surety(fitted: Any, x: np.ndarray) -> np.ndarray:

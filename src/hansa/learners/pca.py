@@ -19,6 +19,7 @@ from hansa.core.errors import InputError
 from hansa.core.metrics import Metrics, stack
 from hansa.core.params import Kinds, Params
 from hansa.core.updates import Update
+from hansa.learners.given import named
 from hansa.learners.unlabelled import features_of, squared_norms
 
 LARGEST = 5000
@@ -85,6 +86,10 @@ class BoundPCA:
         }
         return Update(values, np.ones(len(block)))
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return ("explained_variance",)
+
     def evaluate(self, params: Params, block: LoadedBlock) -> Metrics:
         """explained_variance: the share of the rows' squared distance to the mean that lies along the components."""
         return stack([{"explained_variance": _explained(params, table.x)} for table in block.tables])
@@ -107,9 +112,7 @@ class BoundPCA:
         fitted.noise_variance_ = max(total - float(variance.sum()), 0.0) / left if left else 0.0
         fitted.n_components_, fitted.n_samples_, fitted.n_features_in_ = len(components), rows, features
         fitted._fit_svd_solver = "covariance_eigh"
-        if len(self.schema.features) == features and self.schema.preparer is None:
-            fitted.feature_names_in_ = np.asarray(self.schema.features, dtype=object)
-        return fitted
+        return named(fitted, self.schema)
 
 
 def _products(x: Any) -> np.ndarray:

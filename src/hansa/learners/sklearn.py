@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from hansa.core.contracts import Schema
-from hansa.core.errors import InputError, did_you_mean
 from hansa.core.params import Params
+from hansa.learners.given import named, plain, refused, unfitted
 from hansa.learners.linear import LinearModel, Objective
 
 MARGINS = ("hinge", "log_loss", "modified_huber", "squared_hinge", "perceptron")
@@ -48,32 +48,14 @@ class Sklearn:
     def unfitted(self) -> Any:
         """The estimator object; InputError for one that is not a linear model of `ESTIMATORS`, or with options outside of it."""
         from sklearn import linear_model, svm
-        from sklearn.base import clone
 
-        kind = self.estimator if isinstance(self.estimator, str) else type(self.estimator).__name__
-        if kind not in ESTIMATORS:
-            raise InputError(f"learner: {kind!r} is not a linear model that Hansa trains{did_you_mean(kind, ESTIMATORS)}")
-        if isinstance(self.estimator, str):
-            made = getattr(linear_model, kind, None) or getattr(svm, kind)
-            allowed = made().get_params()
-            for option in self.options:
-                if option not in allowed:
-                    raise InputError(f"learner.options.{option}: {kind} has no such argument{did_you_mean(option, allowed)}")
-            estimator = made(**self.options)
-        else:
-            estimator = clone(self.estimator)
+        estimator = unfitted(self.estimator, self.options, ESTIMATORS, (linear_model, svm), "a linear model that Hansa trains")
         objective_of(estimator, rows=1, classes=(0, 1))
         return estimator
 
     def plain(self) -> dict[str, Any]:
         """The options as a job file can hold them: an estimator object as its name and the arguments that were changed."""
-        kind, options = self.estimator, dict(self.options)
-        if not isinstance(kind, str):
-            defaults = type(kind)().get_params()
-            options = {name: value for name, value in kind.get_params().items() if repr(value) != repr(defaults[name])}
-            kind = type(kind).__name__
-        written = {name: v if isinstance(v, (bool, int, float, str)) else f"<{v!r}>" for name, v in options.items()}
-        return {"name": self.name, "estimator": kind, "options": written}
+        return plain(self.name, self.estimator, self.options)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -116,9 +98,7 @@ class BoundSklearn(LinearModel):
             fitted._base_loss = fitted._get_loss()  # predict takes its link function from there
         if self.schema.classes is not None:
             fitted.classes_ = np.asarray(self.schema.classes)
-        if len(self.schema.features) == coef.shape[1] and self.schema.preparer is None:
-            fitted.feature_names_in_ = np.asarray(self.schema.features, dtype=object)
-        return fitted
+        return named(fitted, self.schema)
 
 
 def objective_of(estimator: Any, rows: int, classes: tuple[Any, ...] | None) -> Objective:
@@ -157,7 +137,7 @@ def _unpenalised(options: Mapping[str, Any]) -> bool:
 
 def _refuse(kind: str, options: Mapping[str, Any], classes: tuple[Any, ...] | None) -> None:
     def refuse(option: str, why: str, instead: str) -> None:
-        raise InputError(f"learner {kind}: {option} = {options[option]!r} {why} ({instead})")
+        raise refused(kind, options, option, why, instead)
 
     if options.get("class_weight") is not None:
         refuse("class_weight", "is not supported", "write class_weight = None")

@@ -10,14 +10,14 @@ from annotated_types import Ge
 
 from hansa.core.contracts import Schema
 from hansa.core.errors import missing_extra
-from hansa.learners.tasks import measured, needs_of, refuse_unknown
+from hansa.learners.framework import Judged
 
 if TYPE_CHECKING:
     from hansa.learners.torch_bound import BoundTorch
 
 
 @dataclass(frozen=True)
-class TorchLearner:
+class TorchLearner(Judged):
     """A ``torch.nn.Module``, trained by gradient steps.
 
     module:   the module itself, whose own initial weights are then used; or a function (or class) that makes one, as a Python
@@ -50,19 +50,6 @@ class TorchLearner:
     name: Literal["torch"] = field(default="torch", kw_only=True)
 
     can: frozenset[str] = field(default=frozenset({"train", "gradient", "gang"}), init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        refuse_unknown(self.loss, self.metrics)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the loss needs of the labels; nothing is demanded for a function of the user's own."""
-        return needs_of(self.loss)
-
-    @property
-    def measured(self) -> tuple[Any, ...]:
-        """The metrics beside the loss."""
-        return measured(self.loss, self.metrics)
 
     def bind(self, schema: Schema) -> BoundTorch:
         """The learner for these data. InputError when labels and loss do not go together, when the module cannot take such rows or

@@ -35,6 +35,7 @@ from hansa.core.randomness import derive
 from hansa.core.synchrony import GangCall, Trainer
 from hansa.core.updates import Update, prefixed
 from hansa.core.worker import Worker
+from hansa.learners.framework import Bound
 from hansa.learners.linear import encode
 from hansa.learners.tasks import refuse_labels, refuse_outputs
 from hansa.learners.torch import TorchLearner
@@ -49,23 +50,11 @@ ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
-class BoundTorch:
+class BoundTorch(Bound):
     """A module, its loss and its metrics, for the data of a schema."""
 
     options: TorchLearner
     schema: Schema
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The model is built again where the learner arrives: it may lie on a device, and is as large as the params.
-        return {"options": self.options, "schema": self.schema}
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.options.needs
-
-    @property
-    def can(self) -> frozenset[str]:
-        return self.options.can
 
     @cached_property
     def model(self) -> Model:
@@ -206,6 +195,10 @@ class BoundTorch:
                     sums = sum(total(self.row_loss(module(x), y), len(x)) for x, y in self._chunks(table))
                     values[k, c] = sums / max(len(table), 1) + penalty
         return Update({"losses": values}, block.weight)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return ("loss", *(name_of(metric) for metric in self.options.measured))
 
     def evaluate(self, params: Params, block: LoadedBlock) -> Metrics:
         """``loss`` (without the penalty) and the metrics of each client's rows."""

@@ -1,0 +1,64 @@
+"""scikit-learn's estimators as a learner is given them, by name or as objects, and as it gives them back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from hansa.core.contracts import Schema
+from hansa.core.errors import InputError, did_you_mean
+
+
+def kind_of(estimator: Any) -> str:
+    """The class name of an estimator that is given by it, or as an object."""
+    return estimator if isinstance(estimator, str) else type(estimator).__name__
+
+
+def unfitted(given: Any, options: Mapping[str, Any], known: Sequence[str], homes: Sequence[ModuleType], what: str) -> Any:
+    """The estimator object: a copy of the one given, or made by its name with options.
+
+    known: class names; homes: where the classes are; what: of these an estimator is called that is none of them.
+
+    Raises InputError for one that is not known, and for options that it does not have.
+    """
+    from sklearn.base import clone
+
+    kind = kind_of(given)
+    if kind not in known:
+        raise InputError(f"learner: {kind!r} is not {what}{did_you_mean(kind, known)}")
+    if not isinstance(given, str):
+        return clone(given)
+    made = next(getattr(home, kind) for home in homes if hasattr(home, kind))
+    allowed = made().get_params()
+    for option in options:
+        if option not in allowed:
+            raise InputError(f"learner.options.{option}: {kind} has no such argument{did_you_mean(option, allowed)}")
+    return made(**options)
+
+
+def changed(estimator: Any) -> dict[str, Any]:
+    """The arguments of an estimator that are not what they are by default."""
+    defaults = type(estimator)().get_params()
+    return {name: value for name, value in estimator.get_params().items() if repr(value) != repr(defaults[name])}
+
+
+def plain(name: str, given: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A learner's options as a job file can hold them: an estimator object as its name and the arguments that were changed."""
+    options = options if isinstance(given, str) else changed(given)
+    written = {name: v if isinstance(v, (bool, int, float, str)) else f"<{v!r}>" for name, v in options.items()}
+    return {"name": name, "estimator": kind_of(given), "options": written}
+
+
+def refused(kind: str, options: Mapping[str, Any], option: str, why: str, instead: str) -> InputError:
+    """The error for an argument that has no meaning here."""
+    return InputError(f"learner {kind}: {option} = {options[option]!r} {why} ({instead})")
+
+
+def named(fitted: Any, schema: Schema) -> Any:
+    """The same fitted estimator, which knows the names of its columns where it is given the raw ones."""
+    if len(schema.features) == fitted.n_features_in_ and schema.preparer is None:
+        fitted.feature_names_in_ = np.asarray(schema.features, dtype=object)
+    return fitted
