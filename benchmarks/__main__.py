@@ -26,6 +26,7 @@ import psutil
 
 from benchmarks.aggregation import measure as measure_aggregation
 from benchmarks.page import page
+from benchmarks.startup import measure as measure_startup
 
 ROOT = Path(__file__).parent.parent
 HOME = ROOT / ".bench"
@@ -151,7 +152,8 @@ def main() -> None:
         "Python": platform.python_version(), "NumPy": version("numpy"), "PyTorch": version("torch"), **_peers(),
     }  # fmt: skip
     LAST.write_text(json.dumps(results))
-    text = page(dict(sorted(results.items())), measure_aggregation(given.repetitions), versions, _machine())
+    measured = measure_aggregation(given.repetitions), measure_startup(given.repetitions)
+    text = page(dict(sorted(results.items())), *measured, versions, _machine())
     given.output.write_text(text, "utf-8")
     print(f"wrote {given.output}")
 

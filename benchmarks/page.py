@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.startup import TARGETS as STARTUP
+
 Results = Mapping[str, Mapping[str, list[dict[str, Any]]]]
 WORK = {
     "W1": "100 IID clients of 600 rows, 10 a round, 2NN 784-200-200-10 (199,210 params), E = 1, B = 10, SGD 0.1",
@@ -16,8 +18,22 @@ WORK = {
 }
 
 
-def page(results: Results, aggregation: dict[str, Any], versions: dict[str, str], machine: str) -> str:
-    """Markdown: a table per workload, the targets, aggregation, and how it was measured."""
+PEERS = ("Flower", "pfl-research", "FedJAX", "plain PyTorch")
+TARGETS = {
+    "W1": (("Hansa", "Flower", 5.5), ("Hansa", "pfl-research", 3.0), ("Hansa nn.Module", "Flower", 3.0)),
+    "W2": (("Hansa", "Flower", 100.0), ("Hansa", "pfl-research", 10.0)),
+    "W3": (("Hansa", PEERS, 1.0),),
+}
+"""Workload -> whose best, times as fast as the best of whom."""
+
+LIGHT = 1 / 3
+"""Of Flower's peak memory, at most."""
+
+
+def page(
+    results: Results, aggregation: dict[str, Any], startup: Mapping[str, float], versions: dict[str, str], machine: str
+) -> str:
+    """Markdown: a table per workload, the targets, aggregation, start-up, and how it was measured."""
     listed = ", ".join(f"{name} {number}" for name, number in versions.items())
     parts = [
         "# Benchmarks",
@@ -30,14 +46,26 @@ def page(results: Results, aggregation: dict[str, Any], versions: dict[str, str]
     ]
     for workload, by_name in results.items():
         repetitions = max(len(runs) for runs in by_name.values())
-        parts += [f"## {workload}", f"{WORK[workload]}. {repetitions} repetitions.", _table(by_name), *_ratios(by_name)]
+        said = _table(by_name), *_ratios(by_name), *_targets(workload, by_name)
+        parts += [f"## {workload}", f"{WORK[workload]}. {repetitions} repetitions.", *said]
     ours, limit = aggregation["ours"], aggregation["limit"]
     parts += [
         "## Aggregation alone",
         f"The weighted sum of 100 updates of 1,663,370 float32 ({aggregation['bytes'] / 1e6:.0f} MB): {ours * 1e3:.0f} ms, NumPy's plain "
         f"`sum` of the same array {limit * 1e3:.0f} ms: {ours / limit:.2f} times the limit (target: at most 1.5).",
+        "## Start-up",
+        "From the start of a process, with a warm file cache: "
+        + "; ".join(
+            f"{kind} {seconds:.2f} s (target: at most {STARTUP[kind]:g} s; {_met(seconds <= STARTUP[kind])})"
+            for kind, seconds in startup.items()
+        )
+        + ".",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _met(met: bool) -> str:
+    return "met" if met else "missed"
 
 
 def _good(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -63,18 +91,39 @@ def _table(by_name: Mapping[str, list[dict[str, Any]]]) -> str:
     return "\n".join(rows)
 
 
+def _medians(by_name: Mapping[str, list[dict[str, Any]]], figure: str) -> dict[str, float]:
+    return {name: statistics.median(r[figure] for r in _good(runs)) for name, runs in by_name.items() if _good(runs)}
+
+
+def _best(middle: Mapping[str, float], names: str | tuple[str, ...]) -> str | None:
+    return min((name for name in middle if name.startswith(names)), key=middle.__getitem__, default=None)
+
+
+def _targets(workload: str, by_name: Mapping[str, list[dict[str, Any]]]) -> list[str]:
+    middle, memory, lines = _medians(by_name, "round"), _medians(by_name, "peak"), []
+    for ours, theirs, wanted in TARGETS.get(workload, ()):
+        own, other = _best(middle, ours), _best(middle, theirs)
+        if own is not None and other is not None:
+            ratio = middle[other] / middle[own]
+            lines.append(f"Target {wanted:g}: {own} is {ratio:.2f} times as fast as {other}; {_met(ratio >= wanted)}.")
+    own, flower = _best(middle, "Hansa"), _best(memory, "Flower")
+    if own is not None and flower is not None:
+        share = memory[own] / memory[flower]
+        lines.append(f"Target: at most a third of Flower's peak memory: {own} takes {share:.2f} of it; {_met(share <= LIGHT)}.")
+    return ["\n".join(f"- {line}" for line in lines)] if lines else []
+
+
 def _ratios(by_name: Mapping[str, list[dict[str, Any]]]) -> list[str]:
-    middle = {name: statistics.median(r["round"] for r in _good(runs)) for name, runs in by_name.items() if _good(runs)}
-    memory = {name: statistics.median(r["peak"] for r in _good(runs)) for name, runs in by_name.items() if _good(runs)}
+    middle, memory = _medians(by_name, "round"), _medians(by_name, "peak")
     saving = [r["with_saving"] for name, runs in by_name.items() if name.startswith("Hansa MLP, inline") for r in _good(runs)]
     lines = []
     for kind in ("Hansa MLP", "Hansa nn.Module", "Hansa JAX"):
-        best = min((name for name in middle if name.startswith(kind)), key=middle.__getitem__, default=None)
+        best = _best(middle, kind)
         if best is None:
             continue
         against = []
         for peer in ("Flower", "pfl-research", "FedJAX", "hand-written JAX", "plain PyTorch"):
-            fastest = min((name for name in middle if name.startswith(peer)), key=middle.__getitem__, default=None)
+            fastest = _best(middle, peer)
             if fastest is not None:
                 against.append(f"{middle[fastest] / middle[best]:.1f} times as fast as {fastest}")
         if against:
