@@ -14,7 +14,7 @@ federation-demo: $(VENV)/.federation
 	@$(BIN)/hansa simulate-federation src/hansa/starter.toml --compare
 
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED)
 	@$(BIN)/ruff check src tests examples benchmarks

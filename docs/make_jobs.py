@@ -13,8 +13,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from hansa.core.clock import Devices, Trace
+from hansa.core.devices import Devices
 from hansa.core.local import Local
+from hansa.core.traces import Trace
 from hansa.data.split import Split
 from hansa.job import Evaluation, Job, Rounds
 from hansa.learners.forest import FORESTS, Forests

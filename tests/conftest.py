@@ -4,11 +4,32 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Hundreds of processes that tests start import the same modules: they compile them once, whatever the environment says.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+LONG = (
+    "engines/test_ray.py", "engines/test_spark.py", "engines/test_dask.py", "learners/test_parallel.py", "engines/test_torchrun.py",
+    "federation/test_faults.py", "federation/test_postgres.py", "conformance/test_engine.py", "cli/test_main.py", "test_runs.py",
+    "learners/test_jax.py", "test_examples.py", "test_docs.py", "test_search.py", "engines/test_processes.py", "federation/test_soak.py",
+    "federation/test_relay.py", "conformance/test_learner.py", "engines/test_remote_gang.py", "test_each.py", "core/test_coded.py",
+)  # fmt: skip
+"""Modules that take half a minute and more, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long modules first, so that several workers, each of which takes the next module, end at the same time."""
+    here = Path(__file__).parent
+    order = {here / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.fixture(scope="session")

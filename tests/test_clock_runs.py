@@ -13,7 +13,8 @@ from sklearn.linear_model import LogisticRegression
 
 import hansa
 from hansa.core import accounting
-from hansa.core.clock import Constant, Devices, Trace
+from hansa.core.devices import Constant, Devices
+from hansa.core.traces import Trace
 from hansa.job import from_text, is_plain, load, to_table
 from hansa.tracking.folder import RunFolder
 from hansa.tracking.sections import times_to, virtual_time, watched

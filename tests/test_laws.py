@@ -13,7 +13,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_breast_cancer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, SGDClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import hansa
@@ -63,6 +63,22 @@ def test_newton_on_four_hospitals_equals_scikit_learn_on_pooled_rows(tmp_path: P
 def arrays() -> tuple[np.ndarray, np.ndarray]:
     x, y = load_breast_cancer(return_X_y=True)
     return StandardScaler().fit_transform(x), y
+
+
+@pytest.mark.parametrize("partition", [hansa.IID(clients=3), hansa.Features(parts=3)], ids=["rows", "columns"])
+def test_a_pipeline_keeps_the_names_of_its_steps(partition: Any, tmp_path: Path) -> None:
+    given = Pipeline([("gaps", SimpleImputer()), ("scale", StandardScaler()), ("risk", LogisticRegression())])
+    algorithm = hansa.CoordinateDescent() if isinstance(partition, hansa.Features) else hansa.Newton()
+    job = hansa.Job(
+        data=hansa.BuiltIn("breast_cancer"), learner=given, algorithm=algorithm, partition=partition, rounds=hansa.Rounds(count=1)
+    )
+    model = quick(job, tmp_path).model
+    assert isinstance(model["risk"], LogisticRegression)
+    if isinstance(partition, hansa.Features):
+        model = model[0].named_transformers_[model[0].transformers[0][0]]
+        assert list(model.named_steps) == ["gaps", "scale"]
+    else:
+        assert list(model.named_steps) == ["gaps", "scale", "risk"]
 
 
 def test_fedavg_with_one_client_is_centralised_sgd(tmp_path: Path) -> None:

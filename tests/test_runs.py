@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from hansa.core import accounting
 from hansa.job import from_text
 from hansa.tracking.folder import RunFolder
 from tests.conformance.problem import same_bits
+from tests.killed import run_killed_at
 
 JOB = """
 name = "short"
@@ -40,31 +39,6 @@ block = 3
 [evaluation]
 best = true
 """
-
-KILLED_AT = """
-import os, signal, sys
-import hansa
-from hansa.job import from_text
-
-stage, time, folder, job = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.stdin.read()
-seen = 0
-
-def kill(reached):
-    global seen
-    seen += reached == stage
-    if seen == time:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-if stage == "resume":
-    hansa.resume(folder, quiet=True)
-else:
-    hansa.run(from_text(job), directory=folder, quiet=True, observe=kill)
-"""
-
-
-def process(stage: str, time: int, folder: Path) -> int:
-    command = [sys.executable, "-c", KILLED_AT, stage, str(time), str(folder)]
-    return subprocess.run(command, input=JOB, text=True, capture_output=True, timeout=120, check=False).returncode
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +63,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> hansa.Run:
     ],
 )
 def test_kill_9_at_any_stage_then_resume_gives_the_same_bits(whole: hansa.Run, tmp_path: Path, stage: str, time: int) -> None:
-    assert process(stage, time, tmp_path) == -signal.SIGKILL
+    assert run_killed_at(JOB, stage, time, tmp_path) == -signal.SIGKILL
     (folder,) = tmp_path.iterdir()
     resumed = hansa.resume(folder, quiet=True)
     assert same_bits(resumed.params, whole.params)
@@ -99,7 +73,7 @@ def test_kill_9_at_any_stage_then_resume_gives_the_same_bits(whole: hansa.Run, t
 
 
 def test_a_fresh_process_gives_the_same_bits(whole: hansa.Run, tmp_path: Path) -> None:
-    assert process("never", 1, tmp_path) == 0
+    assert run_killed_at(JOB, "never", 1, tmp_path) == 0
     (folder,) = tmp_path.iterdir()
     assert same_bits(RunFolder.open(folder).load_params(), whole.params)
 
@@ -140,6 +114,17 @@ def test_early_stopping(tmp_path: Path) -> None:
     )
     assert len(run.history) < 200
     assert "no better loss" in run.ended
+
+
+@pytest.mark.parametrize("options", ["evaluation.best=true", "evaluation.patience=3", "evaluation.best=false"])
+def test_a_metric_that_there_is_not_is_refused_before_training(options: str, tmp_path: Path) -> None:
+    seen: list[str] = []
+    job = from_text(JOB, ("evaluation.watch='acuracy'", options))
+    with pytest.raises(hansa.InputError, match=r"evaluation.watch = 'acuracy': learner 'sklearn' measures no .*mean 'accuracy'"):
+        hansa.run(job, directory=tmp_path, quiet=True, observe=seen.append)
+    assert seen.count("update") == 4  # the description of the data, and its preparation
+    with pytest.raises(hansa.InputError, match=r"allowed: accuracy, auc, loss"):
+        hansa.run(replace(job, evaluation=replace(job.evaluation, watch="mse")), directory=tmp_path, quiet=True)
 
 
 def test_divergence_names_round_and_client_and_keeps_the_last_good_state(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Interval
 
-from hansa.core.clock import Clock, Devices, Trace
+from hansa.core.clock import Clock
 from hansa.core.contracts import UnboundLearner
+from hansa.core.devices import Devices
 from hansa.core.errors import InputError, did_you_mean
 from hansa.core.schedules import Constant, Schedule
+from hansa.core.traces import Trace
 from hansa.core.worker import Weighting
 from hansa.data.partition import Column
 from hansa.data.split import Split
@@ -100,7 +102,10 @@ class Job:
 
 
 def adapt(given: Any) -> tuple[UnboundLearner, Any]:
-    """A learner from what the user has, and the preparation that a scikit-learn pipeline brings with it (or None)."""
+    """A learner from what the user has, and the preparation that a scikit-learn pipeline brings with it (or None).
+
+    Such a preparation ends with a step that lets everything pass, in the model's place and by its name (:func:`model_apart`).
+    """
     if isinstance(given, Mapping):
         return build("learner", given), None
     if hasattr(given, "bind"):
@@ -116,12 +121,23 @@ def adapt(given: Any) -> tuple[UnboundLearner, Any]:
         from hansa.learners.estimators import learner_of
 
         if isinstance(given, Pipeline) and len(given.steps) > 1:
-            return learner_of(given.steps[-1][1]), given[:-1]
+            name, estimator = given.steps[-1]
+            preparation = given[:-1]
+            preparation.steps.append((name, "passthrough"))
+            return learner_of(estimator), preparation
         return learner_of(given.steps[-1][1] if isinstance(given, Pipeline) else given), None
     raise InputError(
         f"job.learner: {kind.__name__} is not something that Hansa trains "
         "(give a scikit-learn linear model or pipeline, a torch.nn.Module, or a learner of hansa.learners)"
     )
+
+
+def model_apart(preparation: Any) -> tuple[Any, str]:
+    """A preparation without the model's place at its end, and the name that the place has; empty where there is none."""
+    steps: Any = getattr(preparation, "steps", ())
+    if len(steps) < 2 or steps[-1][1] != "passthrough":
+        return preparation, ""
+    return preparation[:-1], steps[-1][0]
 
 
 def _check(job: Job) -> None:

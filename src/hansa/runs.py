@@ -99,19 +99,27 @@ def resume(directory: str | Path, job: Job | None = None, *, quiet: bool = False
         raise InputError(f"{directory}: it holds models per client, and is no run; write hansa.resume_each({str(directory)!r})")
     text = folder.job_text()
     if job is None:
-        try:
-            job = jobs.from_text(text, where=f"{directory}/job.toml")
-        except InputError as error:
-            raise InputError(
-                f"run {directory}: its job.toml cannot be read back ({error}); if the run was started from Python objects, "
-                f"write hansa.resume({str(directory)!r}, job) with the same job"
-            ) from None
+        job = job_of(text, directory, "run", "resume")
     elif text_of(job) != text and not _same_but_where(job, text):
         raise InputError(f"run {directory}: the job given is not the one of the run (compare it with {directory}/job.toml)")
     training.launch(job)
     clients = training.clients_of(job)
     folder.lock()
     return play(job, folder, clients, time.perf_counter(), quiet, observe)
+
+
+def job_of(text: str, directory: str | Path, kind: str, resume: str) -> Job:
+    """The job of a folder from its ``job.toml``. kind: what the folder is of, in a word; resume: the function that goes on with it.
+
+    Raises InputError where the text holds descriptions of objects instead.
+    """
+    try:
+        return jobs.from_text(text, where=f"{directory}/job.toml")
+    except InputError as error:
+        raise InputError(
+            f"{kind} {directory}: its job.toml cannot be read back ({error}); if the {kind} was started from Python objects, "
+            f"write hansa.{resume}({str(directory)!r}, job) with the same job"
+        ) from None
 
 
 def _same_but_where(job: Job, text: str) -> bool:

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hansa import job as jobs
 from hansa.core.errors import HansaError, InputError
 from hansa.job import Job
-from hansa.runs import text_of
+from hansa.runs import job_of, text_of
 from hansa.tracking.folder import RunFolder
 
 
@@ -26,13 +25,7 @@ def reopened(directory: str | Path, job: Job | None, kind: str, mark: str, resum
         raise InputError(f"{directory}: it is no {kind} ({mark} is missing); for a run write hansa.resume({str(directory)!r})")
     text = folder.job_text()
     if job is None:
-        try:
-            job = jobs.from_text(text, where=f"{directory}/job.toml")
-        except InputError as error:
-            raise InputError(
-                f"{kind} {directory}: its job.toml cannot be read back ({error}); if the {kind} was started from Python objects, "
-                f"write hansa.{resume}({str(directory)!r}, job) with the same job"
-            ) from None
+        job = job_of(text, directory, kind, resume)
     elif text_of(job) != text:
         raise InputError(f"{kind} {directory}: the job given is not the one of the {kind} (compare it with {directory}/job.toml)")
     return folder, job

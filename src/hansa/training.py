@@ -27,9 +27,10 @@ import numpy as np
 from hansa.core import metrics as metric
 from hansa.core.accounting import timed
 from hansa.core.blocks import Block, Client, LoadedBlock, Table, blocks_of
-from hansa.core.clock import Fleet, Known, Load, Turnout, turnout
+from hansa.core.clock import Turnout, turnout
 from hansa.core.contracts import Algorithm, Engine, Learner, Schema, State
 from hansa.core.errors import InputError, did_you_mean
+from hansa.core.fleet import Fleet, Known, Load
 from hansa.core.gang_round import gang_steps
 from hansa.core.loop import Observer, Outcome, Steps, Terms, play, round_steps, unobserved
 from hansa.core.metrics import Metrics
@@ -44,7 +45,7 @@ from hansa.data.describe import Describe, Description
 from hansa.data.elsewhere import Elsewhere
 from hansa.data.rules import Facts
 from hansa.data.sources import Holders
-from hansa.job import Job
+from hansa.job import Evaluation, Job, model_apart
 from hansa.tracking.labels import duration
 
 
@@ -147,7 +148,8 @@ def setting_steps(
         everyone=recipes.everyone(clients) if holders or len(some) < len(clients) else None,
     )
     schema = arrangement.schema(description)
-    transformer, fit = (None, None) if job.preparation is None else arrangement.preparation(job.preparation, description)
+    transformer, _ = model_apart(job.preparation)
+    transformer, fit = (None, None) if transformer is None else arrangement.preparation(transformer, description)
     return Setting(
         job, engine, clients, description, schema, transformer, fit, recipes.central(job.data), terms, arrangement, observe, fleet
     )  # fmt: skip
@@ -188,8 +190,12 @@ def at_server(algorithm: Algorithm, learner: Learner) -> Algorithm:
 
 
 def begin(setting: Setting, preparation: Any) -> State:
-    """The state before the first round of training, with a fitted preparation (None where the job has none)."""
+    """The state before the first round of training, with a fitted preparation (None where the job has none).
+
+    InputError for a metric to watch that the learner does not measure.
+    """
     job, (_, learner) = setting.job, setting.bound(preparation)
+    _refuse_unknown_metric(job, learner)
     algorithm = at_server(job.algorithm, learner).init(learner.init(job.seed), learner.kinds())
     state = {"stage": "training", "round": 0, "algorithm": algorithm, "preparation": preparation, "best": None, "since": 0}
     if setting.fleet is None:
@@ -375,17 +381,19 @@ def central(setting: Setting, schema: Schema, learner: Learner, params: Params) 
     return metric.totals(learner.evaluate(params, block))
 
 
+def _refuse_unknown_metric(job: Job, learner: Learner) -> None:
+    """InputError where the model shall be chosen, or training be stopped, by a metric that there is not, or the job names one."""
+    e, known = job.evaluation, learner.metric_names
+    if e.watch not in known and (e.best or e.patience or e.watch != Evaluation.watch):
+        said = did_you_mean(e.watch, known)
+        raise InputError(f"evaluation.watch = {e.watch!r}: learner {job.learner.name!r} measures no such metric{said}")
+
+
 def _watch(job: Job, state: State, record: dict[str, Any]) -> State:
     """Remember the best model, count the evaluations since."""
     if not (job.evaluation.best or job.evaluation.patience):
         return state
-    name = f"validation/{job.evaluation.watch}"
-    if name not in record:
-        known = [key.partition("/")[2] for key in record if key.startswith("validation/")]
-        raise InputError(
-            f"evaluation.watch = {job.evaluation.watch!r}: there is no such metric{did_you_mean(job.evaluation.watch, known)}"
-        )
-    value, best = record[name], state["best"]
+    value, best = record[f"validation/{job.evaluation.watch}"], state["best"]
     sign = 1.0 if job.evaluation.watch in metric.HIGHER_IS_BETTER else -1.0
     if best is None or sign * (value - best["value"]) > job.evaluation.least:
         kept = {"round": state["round"], "value": value, "params": state["algorithm"]["params"] if job.evaluation.best else {}}
@@ -409,5 +417,9 @@ def exported(setting: Setting, state: State) -> Any:
     from sklearn.pipeline import Pipeline, make_pipeline
 
     fitted = setting.arrangement.fitted(setting.transformer, state["preparation"])
-    before = [step for _, step in fitted.steps] if isinstance(fitted, Pipeline) else [fitted]
-    return make_pipeline(*before, model)
+    steps = list(fitted.steps) if isinstance(fitted, Pipeline) else make_pipeline(fitted).steps
+    _, name = model_apart(setting.job.preparation)
+    name = name or make_pipeline(model).steps[0][0]
+    while name in dict(steps):
+        name += "_"
+    return Pipeline([*steps, (name, model)])

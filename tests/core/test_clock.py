@@ -14,27 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hansa.core.clock import (
-    ASKED,
-    Always,
-    Clock,
-    Constant,
-    Devices,
-    Diurnal,
-    Known,
-    Load,
-    Lognormal,
-    Probability,
-    Speeds,
-    Trace,
-    Turnout,
-    Uniform,
-    invite,
-    turnout,
-)
+from hansa.core.clock import ASKED, Clock, Turnout, invite, turnout
+from hansa.core.devices import Always, Constant, Devices, Diurnal, Lognormal, Probability, Uniform
 from hansa.core.errors import InputError, RunFailed
+from hansa.core.fleet import Known, Load, Speeds
 from hansa.core.randomness import combine, derive
 from hansa.core.sampling import cohort
+from hansa.core.traces import Trace
 
 LOAD = Load(epochs=2, bytes_down=50_000, bytes_up=20_000)
 KEY = derive("a population")

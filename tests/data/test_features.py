@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from hansa.data.recipes import clients
 from hansa.job import from_text
 from hansa.privacy.clip import Clip
 from tests.conformance.problem import same_bits
-from tests.test_runs import KILLED_AT
+from tests.killed import run_killed_at
 
 HEART = BuiltIn("heart_disease").read()
 NUMBERS = ["age", "trestbps", "chol", "thalch", "oldpeak", "ca"]
@@ -260,10 +259,7 @@ block = 2
 def test_kill_9_then_resume_gives_the_same_bits(tmp_path: Path) -> None:
     job = TEXT % "coordinate_descent"
     whole = hansa.run(from_text(job), directory=tmp_path / "whole", quiet=True)
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED_AT, "save", "3", str(tmp_path / "killed")], input=job, text=True, check=False
-    )
-    assert killed.returncode == -9
+    assert run_killed_at(job, "save", 3, tmp_path / "killed") == -signal.SIGKILL
     (folder,) = (tmp_path / "killed").iterdir()
     run = hansa.resume(folder, quiet=True)
     assert same_bits(whole.params, run.params)

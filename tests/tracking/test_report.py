@@ -144,3 +144,16 @@ def test_what_the_folder_does_not_tell_is_left_out(tmp_path):
     folder.close()
     page = Page(write_report(folder).read_text())
     assert "interrupted" in page.text and not [svg for svg in page.all("svg") if "aria-hidden" not in svg]
+
+
+def test_a_sample_of_the_clients_is_called_one(tmp_path):
+    folder = sample(tmp_path, clients=40)
+    told = folder.read_json("description.json")
+    whole = Page(write_report(folder).read_text()).text
+    assert "sample" not in whole and "stayed at 40 clients" in whole
+    folder.write_json("description.json", {**told, "population": 20_000})
+    text = Page(write_report(folder).read_text()).text
+    assert (
+        "Here is a sample of 40 of 20,000 clients" in text and "Sizes of the clients, of a sample of 40 of 20,000 clients" in text
+    )
+    assert "stayed at 20,000 clients" in text

@@ -13,26 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from hansa.core.errors import InputError
 from hansa.tracking.tree import load_arrays, load_tree, save_arrays, save_tree
+from tests.trees import trees_with
 
-dtypes = st.one_of(
-    hnp.boolean_dtypes(),
-    hnp.integer_dtypes(endianness="="),
-    hnp.unsigned_integer_dtypes(endianness="="),
-    hnp.floating_dtypes(endianness="=", sizes=(16, 32, 64)),
-)
-arrays = hnp.arrays(dtypes, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
-plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
-keys = st.text(alphabet=st.sampled_from('ab/~01."\\é医@')) | st.sampled_from(["__metadata__", "dict", "array", "float", "tree"])
-leaves = plain | arrays | arrays.filter(lambda a: a.ndim == 0).map(lambda a: a[()])
-trees = st.dictionaries(
-    keys,
-    st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(keys, inner) | st.tuples(inner, inner), max_leaves=12),
-)
+trees = trees_with("tree")
 
 
 def same(first: object, second: object) -> bool:
@@ -47,7 +33,7 @@ def same(first: object, second: object) -> bool:
     return repr(first) == repr(second)  # tells -0.0 from 0.0, and nan is nan
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(tree=trees)
 def test_what_is_loaded_is_what_was_saved(tmp_path_factory, tree):
     path = tmp_path_factory.getbasetemp() / "tree.safetensors"

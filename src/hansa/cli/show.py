@@ -276,11 +276,15 @@ def data(job: Job, picture: Path | None, as_json: bool) -> None:
 
 
 def _clients_table(described: dict[str, Any]) -> None:
+    from hansa.tracking import labels
+
     classes = [str(label) for label in described["classes"] or ()]
     clients = described["clients"]
     splits = [split for split in ("train", "validation", "test") if any(one["rows"].get(split) for one in clients.values())]
     target = any("target" in one for one in clients.values())
-    click.echo("Rows of each client, and its training rows by label" if classes else "Rows of each client")
+    whose = labels.sampled(described)
+    rows = f"Rows of each of {whose}" if whose else "Rows of each client"
+    click.echo(f"{rows}, and its training rows by label" if classes else rows)
     table = _table()
     for column in ("client", *splits, *(f"label {label}" for label in classes), *(("mean target",) if target else ())):
         table.add_column(column, justify="left" if column == "client" else "right")

@@ -17,9 +17,9 @@ from annotated_types import Ge, Gt
 
 from hansa.core.accounting import Times
 from hansa.core.blocks import Client
-from hansa.core.contracts import Collectives, Engine, Learner, Message, Schema, State, UnboundLearner
+from hansa.core.contracts import Collectives, Engine, Learner, Schema, UnboundLearner
 from hansa.core.errors import InputError, RunFailed
-from hansa.core.params import Kinds, Params
+from hansa.core.params import Params
 from hansa.core.store import MemoryStore
 from hansa.core.worker import Worker
 
@@ -153,21 +153,6 @@ class Trainer(Protocol):
     def play(self, call: GangCall) -> Part: ...
 
     def end(self) -> None: ...
-
-
-class GangAlgorithm(Protocol):
-    """An algorithm whose collective is "gang"; its options are a :class:`Synchrony`. State in, state out."""
-
-    @property
-    def name(self) -> str: ...
-
-    def init(self, params: Params, kinds: Kinds) -> State: ...
-
-    def broadcast(self, state: State, round: int) -> Message:
-        """The params from which a round begins, or none where the members, or their last checkpoint, know them."""
-        ...
-
-    def update(self, state: State, parts: Sequence[Part]) -> State: ...
 
 
 class GangLearner(Learner, Protocol):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 _NAMES: Final = {
     "auc": "AUC", "mse": "Mean squared error", "mae": "Mean absolute error", "rmse": "Root mean squared error", "r2": "R²",
@@ -43,6 +44,13 @@ def number(value: float | None) -> str:
 def count(value: float) -> str:
     """A whole number with thousands separated."""
     return f"{round(value):,}"
+
+
+def sampled(description: Mapping[str, Any]) -> str:
+    """``a sample of 1,000 of 20,000 clients``, where only some have described their data; empty where all have."""
+    if "population" not in description:
+        return ""
+    return f"a sample of {count(len(description['clients']))} of {count(description['population'])} clients"
 
 
 def in_bytes(value: float) -> str:

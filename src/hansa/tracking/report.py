@@ -3,7 +3,7 @@
 Everything comes from the run folder, so the same folder gives the same bytes. What a file does not tell is left out:
 
 description.json  {"task", "features": [...], "classes": [...] or null, "rows", "clients": {id: {"rows": {split: n},
-                  "labels": {label: n} or "target": {"mean", "std"}}}}
+                  "labels": {label: n} or "target": {"mean", "std"}}}}, and where these are a sample "population", the number of all
 clients.json      {"split": "test", "metrics": {id: {metric: value, ..., "rows": n}}, "overall": {metric: value}}
 sharing.json      {"left_the_clients": [...], "stayed": [...], "guarantees": [{"transform", "guarantee"}]}
 comparison.json   {"metrics": [...], "clients": [...], "sentence": "...",
@@ -53,7 +53,7 @@ def contents(folder: RunFolder) -> dict[str, Any]:
         "learner": _called(job.get("learner")),
         "algorithm": _called(job.get("algorithm")),
         "rows": description.get("rows") if description else None,
-        "parties": len(description["clients"]) if description else len(clients["metrics"]) if clients else None,
+        "parties": _parties(description, clients),
         "headline": sections.headline(clients, records),
         "comparison": sections.comparison(optional("comparison.json")),
         "curves": sections.curves(records) + sections.virtual_time(records, job),
@@ -66,6 +66,12 @@ def contents(folder: RunFolder) -> dict[str, Any]:
         "job": folder.job_text().strip(),
         "environment": sections.environment(optional("environment.json")),
     }
+
+
+def _parties(description: Any, clients: Any) -> int | None:
+    if description:
+        return int(description.get("population", len(description["clients"])))
+    return len(clients["metrics"]) if clients else None
 
 
 def _called(part: Any) -> str | None:

@@ -256,10 +256,13 @@ def data(description: Any) -> dict[str, Any] | None:
             shown.append(("Target", figures.histogram("target", "mean of the client's target", means)))
     if len(names) > FEW:
         shown.append(("Sizes of the clients", figures.histogram("sizes", "rows of the client", sizes)))
+    sample = labels.sampled(description)
+    if sample:
+        shown = [(f"{title}, of {sample}", svg) for title, svg in shown]
     splits = list(dict.fromkeys(s for c in clients.values() for s, n in c.get("rows", {}).items() if n))
     counted = list(clients.values())[: 1 if description.get("columns") else None]  # rows that all clients share count once
     return {
-        "figures": shown, "legend": legend, "clients": len(names), "features": len(description.get("features") or []),
+        "figures": shown, "legend": legend, "clients": len(names), "sample": sample, "features": len(description.get("features") or []),
         "rows": {split: sum(c.get("rows", {}).get(split) or 0 for c in counted) for split in splits},
         "smallest": min(sizes), "largest": max(sizes), "task": description.get("task"),
         "table": [(name, [client.get("rows", {}).get(split, 0) for split in splits]) for name, client in clients.items()]
