@@ -39,6 +39,11 @@ def test_starter_job_is_valid_and_survives_being_written() -> None:
     assert to_table(from_text(text_of(job))) == to_table(job)
 
 
+def test_lbfgs_takes_no_clipped_answers() -> None:
+    with pytest.raises(hansa.InputError, match="'lbfgs' compares points"):
+        from_text(SHORT.partition("[algorithm]")[0].replace("[data]", "algorithm = 'lbfgs'\ntransforms = ['clip']\n[data]", 1))
+
+
 def test_parts_become_objects() -> None:
     job = from_text(SHORT)
     assert job.algorithm == hansa.FedProx(mu=0.5, local=hansa.Local(batch_size=10))

@@ -156,6 +156,11 @@ def _check(job: Job) -> None:
     if job.algorithm.collective == "gang":
         _check_gang(job)
     _check_columns(job)
+    if job.algorithm.name == "lbfgs" and any(transform.name == "clip" for transform in job.transforms):
+        raise InputError(
+            "transforms: 'clip' scales the objective and gradient of a client at each point by another factor, and algorithm 'lbfgs' "
+            "compares points (leave clip out, or write algorithm.name = 'gradient_descent')"
+        )
     e = job.evaluation
     if (e.best or e.patience) and not job.split.validation:
         which = "best = true" if e.best else f"patience = {e.patience}"

@@ -146,3 +146,14 @@ def test_a_relay_with_a_database_of_its_own(postgres: Callable[[], str], tmp_pat
     assert same_bits(done.params, simulated(given, tmp_path))
     with pytest.raises(InputError, match="holds runs of another process"):
         Relay(home=tmp_path / "north", listen="127.0.0.1:0", database=theirs).start()
+
+
+def test_a_relay_refuses_its_servers_database_before_anything_is_done_with_it(postgres: Callable[[], str], tmp_path: Path) -> None:
+    theirs = postgres()
+    with Server(home=tmp_path / "server", listen="127.0.0.1:0", database=theirs, quiet=True) as server:
+        Client.join(server.address, server.token("north", "relay"), tmp_path / "north")
+        before = [tuple(row) for row in server.office.state.members()]
+        for _ in range(2):
+            with pytest.raises(InputError, match="has the relay itself among its members"):
+                Relay(home=tmp_path / "north", listen="127.0.0.1:0", database=theirs).start()
+        assert [tuple(row) for row in server.office.state.members()] == before

@@ -160,6 +160,27 @@ def test_a_run_has_one_owner(state: State) -> None:
     assert [row.name for row in state.runs()] == ["a job", "a job"]
 
 
+def test_the_newest_run_of_a_job_that_is_not_over_is_its_run(state: State) -> None:
+    """And where all are over the newest one, unless that failed."""
+    assert state.submit_once("r1", "r", "job", "admin") == "r1"
+    state.claim("server-1", 15)
+    state.finish("r1", "server-1", "finished", "done")
+    assert state.submit_once("r2", "r", "job", "admin", ended=True) == "r1"
+    assert state.submit_once("r2", "r", "job", "admin") == "r2"
+    state.claim("server-1", 15)
+    state.finish("r2", "server-1", "failed", "no luck")
+    assert state.submit_once("r3", "r", "job", "admin", ended=True) == "r3"
+    assert state.submit_once("r4", "r", "another job", "admin", ended=True) == "r4"
+    state.claim("server-1", 15)
+    state.submit("r5", "r", "job", "admin")
+    assert state.claim("server-2", 15).id == "r4"  # type: ignore[union-attr]
+    state.finish("r4", "server-2", "stopped", "stopped")
+    assert state.claim("server-2", 15).id == "r5"  # type: ignore[union-attr]
+    state.finish("r5", "server-2", "finished", "done")
+    assert state.submit_once("r6", "r", "job", "admin", ended=True) == "r3"  # it is still under way
+    assert state.submit_once("r6", "r", "another job", "admin", ended=True) == "r4"
+
+
 def test_an_owner_finds_its_run_again(state: State) -> None:
     state.submit("run", "a job", "text", "admin")
     assert state.claim("me", 60) and state.claim("you", 60) is None

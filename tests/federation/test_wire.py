@@ -79,10 +79,9 @@ def test_so_many_have_a_turn_and_slow_ones_keep_it_for_a_while_only(monkeypatch:
     monkeypatch.setattr(turns, "SECONDS", 0.05)
     now, most = 0, 0
 
-    async def transfer(all: turns.Turns, over: asyncio.Event | None) -> None:
+    async def transfer(all: turns.Turns, over: asyncio.Event | None, who: str = "any") -> None:
         nonlocal now, most
-        await all.next()
-        with all.taken():
+        async with all.turn(who):
             now += 1
             most = max(most, now)
             await (asyncio.sleep(0) if over is None else over.wait())
@@ -98,3 +97,26 @@ def test_so_many_have_a_turn_and_slow_ones_keep_it_for_a_while_only(monkeypatch:
         return quick, all._free._value
 
     assert asyncio.run(play()) == (2, 2)
+
+
+def test_a_member_that_stalls_all_its_transfers_holds_up_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "MOST", 3)
+    monkeypatch.setattr(turns, "EACH", 2)
+
+    async def play() -> dict[str, Any]:
+        all, over = turns.Turns(), asyncio.Event()
+
+        async def stalled() -> None:
+            async with all.turn("a"):
+                await over.wait()
+
+        many = [asyncio.ensure_future(stalled()) for _ in range(100)]
+        await asyncio.sleep(0)
+        async with all.turn("b"):  # at once, though turns last for two seconds
+            pass
+        many[50].cancel()
+        over.set()
+        await asyncio.gather(*many, return_exceptions=True)
+        return all._members
+
+    assert asyncio.run(play()) == {}

@@ -69,7 +69,7 @@ def test_members_are_scikit_learns_with_the_same_weights(tmp_path: Path, share: 
 
 @pytest.mark.parametrize(
     "algorithm",
-    [hansa.Newton(), hansa.GradientDescent(), hansa.FedAvg(local=LOCAL), hansa.Scaffold(local=LOCAL)],
+    [hansa.Newton(), hansa.LBFGS(), hansa.GradientDescent(), hansa.FedAvg(local=LOCAL), hansa.Scaffold(local=LOCAL)],
     ids=lambda a: a.name,
 )
 def test_one_member_with_all_rows_has_the_bits_of_the_learner_alone(tmp_path: Path, algorithm: Any) -> None:
@@ -174,6 +174,7 @@ share = 0.5
         (lambda: job(BaggingClassifier(DecisionTreeClassifier())), "'DecisionTreeClassifier' is not a linear model"),
         (lambda: job(BaggingClassifier(LogisticRegression(), max_samples=50)), "max_samples = 50 counts rows"),
         (lambda: job(BaggingClassifier(LogisticRegression(), max_features=0.5)), "max_features = 0.5 leaves columns out"),
+        (lambda: job(BaggingClassifier(LogisticRegression(), max_features=1)), "max_features = 1 leaves columns out"),
         (lambda: job(BaggingClassifier(LogisticRegression(), oob_score=True)), "needs the rows of all clients"),
         (lambda: job(BaggingClassifier(LogisticRegression(), random_state=1)), "follow from the job's seed"),
         (lambda: job(Bagging(LogisticRegression(), members=0)), "learner.members = 0"),

@@ -23,9 +23,8 @@ import numpy as np
 from annotated_types import Ge
 
 from hansa.algorithms import preconditioner, wolfe
-from hansa.algorithms.preconditioner import Curved
 from hansa.core.blocks import LoadedBlock
-from hansa.core.contracts import Collective, Learner, Message, State
+from hansa.core.contracts import Collective, Curved, Learner, Message, State
 from hansa.core.objective import value_and_gradient
 from hansa.core.params import Kinds, Params, flatten, unflatten, with_kind
 from hansa.core.updates import Total, Update

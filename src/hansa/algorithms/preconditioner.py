@@ -13,29 +13,18 @@ is, as if all had been standardised; the objective, and with it the penalty, sta
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from hansa.core.blocks import LoadedBlock
 from hansa.core.params import Params, flatten, unflatten
-from hansa.core.updates import Total, Update
+from hansa.core.updates import Total
 
 Preconditioner: TypeAlias = dict[str, Any]
 """Part of an algorithm's state: ``inner`` is V and the intercepts' b, ``shift`` is m/b, both name -> array."""
 
 NOISE = 1e-10
 """Share of h that must be left in V; a column that has less is as good as constant, and is not centred."""
-
-
-@runtime_checkable
-class Curved(Protocol):
-    """What a learner with "gradient" may have as well."""
-
-    def curvature(self, params: Params, block: LoadedBlock) -> Update:
-        """For each client the Hessian's diagonal, ``diagonal/<name>``, and of params that share entries with ``intercept`` (outputs,)
-        these, ``border/<name>`` (outputs, ...). No values where the objective has no second derivative to speak of."""
-        ...
 
 
 def of(total: Total) -> Preconditioner | None:
@@ -47,7 +36,7 @@ def of(total: Total) -> Preconditioner | None:
     inner: Params = {name: np.where(value > 0, value, 1.0) for name, value in diagonal.items()}
     shift: Params = {}
     for name, shared in border.items():
-        own = _of_outputs(inner["intercept"], shared)
+        own = _of_outputs(inner[_intercept(name)], shared)
         left = inner[name] - shared**2 / own
         apart = left > NOISE * inner[name]
         inner[name], shift[name] = np.where(apart, left, inner[name]), np.where(apart, shared / own, 0.0)
@@ -58,11 +47,17 @@ def applied(own: Preconditioner, vector: np.ndarray, like: Params) -> np.ndarray
     """H_0 times a vector, flat as the params are."""
     parts = unflatten(vector, like)
     for name, shift in own["shift"].items():
-        parts[name] = parts[name] - shift * _of_outputs(parts["intercept"], shift)
+        parts[name] = parts[name] - shift * _of_outputs(parts[_intercept(name)], shift)
     parts = {name: part / own["inner"][name] for name, part in parts.items()}
     for name, shift in own["shift"].items():
-        parts["intercept"] = parts["intercept"] - (shift * parts[name]).reshape(len(shift), -1).sum(axis=1)
+        beside = _intercept(name)
+        parts[beside] = parts[beside] - (shift * parts[name]).reshape(len(shift), -1).sum(axis=1)
     return flatten(parts)
+
+
+def _intercept(name: str) -> str:
+    """That of the same model: a learner may have several, each under a name of its own (``0/coef``, ``0/intercept``)."""
+    return f"{name[: name.rfind('/') + 1]}intercept"
 
 
 def _of_outputs(each: np.ndarray, entries: np.ndarray) -> np.ndarray:

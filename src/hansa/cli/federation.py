@@ -86,6 +86,7 @@ def server(
     """
     from hansa.cli import show
     from hansa.cli.logs import to_stderr
+    from hansa.core.errors import RunFailed
     from hansa.federated.server import Server
 
     to_stderr("warning" if quiet else "info")
@@ -96,7 +97,12 @@ def server(
     with place, _ended_by_signals(place.stop_playing):
         _say_where(place.address, home, certificate is None)
         if job is not None:
-            show.run(place.train(again), as_json)
+            try:
+                show.run(place.train(again), as_json)
+            except RunFailed as error:
+                if not keep:
+                    raise
+                click.echo(f"error: {error}", err=True)  # it is over; what administrators submit is played all the same
         if job is None or keep:
             place.serve_forever()
 

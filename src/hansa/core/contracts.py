@@ -141,6 +141,16 @@ class Learner(Protocol):
 
 
 @runtime_checkable
+class Curved(Protocol):
+    """What a learner with "gradient" may have as well."""
+
+    def curvature(self, params: Params, block: LoadedBlock) -> Update:
+        """For each client the Hessian's diagonal, ``diagonal/<name>``, and of params that share entries with ``intercept`` (outputs,)
+        these, ``border/<name>`` (outputs, ...). No values where the objective has no second derivative to speak of."""
+        ...
+
+
+@runtime_checkable
 class InOnePass(Protocol):
     """What a learner that offers "gradient" may have as well: objective and gradient from one pass over the rows, for algorithms that
     search along a line. :func:`hansa.core.objective.value_and_gradient` asks for both of any learner."""

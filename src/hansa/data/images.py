@@ -50,15 +50,15 @@ def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """The arrays of an archive, ``x`` mapped from an unpacked copy where that can be kept."""
     with np.load(path, allow_pickle=False) as archive, ZipFile(path) as file:
         y, packed = archive["y"], file.getinfo("x.npy")
-        copy = Path(UNPACKED).expanduser() / f"{path.stem}-{packed.CRC:08x}.npy"
         try:
+            copy = Path(UNPACKED).expanduser() / f"{path.stem}-{packed.CRC:08x}.npy"
             if not copy.exists():
                 private_folder(copy.parent)
                 with file.open(packed) as content:
                     replace_file(copy, iter(lambda: content.read(CHUNK), b""))
             return np.asarray(np.load(copy, mmap_mode="r", allow_pickle=False)), y
-        except (InputError, PermissionError):
-            return archive["x"], y  # without a folder of one's own every process has them for itself
+        except (InputError, OSError, RuntimeError, ValueError):  # no home, no place, or a copy that was damaged
+            return archive["x"], y  # then every process has them for itself
 
 
 def _fetch(name: str, path: Path) -> None:

@@ -46,6 +46,9 @@ class _Held:
 
 
 _held = _Held()
+_idle = threading.Condition()
+_serving = 0
+"""Errands that this process does for others."""
 
 
 @contextmanager
@@ -85,6 +88,25 @@ class _Elsewhere:
         while (told := other.recv_bytes())[:1] == _ASKED:
             other.send_bytes(parcels[int(told[1:])])
         return other.recv_bytes()
+
+
+def settled() -> None:
+    """Wait until this process does no errand for another: Spark ends processes whose own task is over, and knows of no other work."""
+    with _idle:
+        _idle.wait_for(lambda: not _serving)
+
+
+@contextmanager
+def _busy() -> Iterator[None]:
+    global _serving
+    with _idle:
+        _serving += 1
+    try:
+        yield
+    finally:
+        with _idle:
+            _serving -= 1
+            _idle.notify_all()
 
 
 @dataclass(frozen=True)
@@ -206,9 +228,10 @@ def _serve(connection: Connection, part: str, afterwards: Callable[[], None]) ->
         while True:
             errand, given, numbers = pickle.loads(connection.recv_bytes())  # noqa: S301  # from a process of the same user and job
             call = call if given is None else given
-            answer = do(errand, call, _Asking(connection, numbers))
-            connection.send_bytes(_DONE)
-            connection.send_bytes(answer)
+            with _busy():
+                answer = do(errand, call, _Asking(connection, numbers))
+                connection.send_bytes(_DONE)
+                connection.send_bytes(answer)
             afterwards()
 
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeAlias
 from hansa.core.errors import RunFailed
 from hansa.engines.remote import SETUP, Errand, Sender
 from hansa.engines.shards import WHOLE
-from hansa.engines.spark_homes import at_home
+from hansa.engines.spark_homes import at_home, settled
 from hansa.engines.spark_session import PATIENCE, Cluster, said, tolerant
 
 PULSE = 0.5
@@ -197,6 +197,7 @@ def _do_part(
     with at_home(errands[0].token, f"{part} of {len(packed)}", _spare_the_collector) as done:
         for errand in errands:
             yield errand.block.number, done(errand, _received(call), parcels)
+    settled()
     _spare_the_collector()
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hansa import training
 from hansa.core.blocks import Block
@@ -41,7 +44,8 @@ class DescribedEngine(FederationEngine):
             if isinstance(result, Update):
                 told[number] = result.clients[0], result.values["facts"][0]
             yield number, result
-        save_tree(self._folder / FACTS, {"facts": dict(told[number] for number in sorted(told))})
+        plain = json.dumps(dict(told[number] for number in sorted(told))).encode()
+        save_tree(self._folder / FACTS, {"facts": np.frombuffer(plain, np.uint8)})  # as an array it may be of any size
 
 
 def kept_run(row: RunRow, job: Job, folder: Path, blobs: Blobs, clients: Sequence[Recipe], engine: Engine) -> Run | None:
@@ -51,7 +55,7 @@ def kept_run(row: RunRow, job: Job, folder: Path, blobs: Blobs, clients: Sequenc
     """
     if row.state is None or not (folder / FACTS).exists() or RunFolder(folder).status()["status"] != "finished":
         return None
-    kept, facts = RunFolder(folder), load_tree(folder / FACTS)["facts"]
+    kept, facts = RunFolder(folder), json.loads(load_tree(folder / FACTS)["facts"].tobytes())
     setting = play(engine, training.setting_steps(job, clients, engine, facts=facts))
     state, told, history = load_tree(blobs.local(row.state)), kept.read_json("clients.json"), kept.metrics()
     best = state["best"] if job.evaluation.best else None

@@ -90,7 +90,11 @@ class Player:
         if kept is not None:
             return kept
         self._office.state.adopt(row.id, self._owner)
-        return self._train(row, Claim(self._office.state, row.id, self._owner))
+        try:
+            return self._train(row, Claim(self._office.state, row.id, self._owner))
+        finally:
+            with contextlib.suppress(LeaseLost):  # no task of a run that is over stays open
+                self._office.state.finish(row.id, self._owner, "finished", row.message)
 
     def play(self, row: RunRow, raising: bool) -> Run | None:
         """Play a claimed run; None where it failed, was stopped, or was taken over (raised instead, if ``raising``)."""

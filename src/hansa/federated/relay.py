@@ -14,6 +14,7 @@ from hansa.federation.identity import Credentials, Role
 from hansa.federation.link import Link
 from hansa.federation.office import Limits
 from hansa.federation.relay import Post, work
+from hansa.federation.state import State
 
 
 class Relay:
@@ -27,8 +28,8 @@ class Relay:
     home:     folder with its certificate of the server's federation, and all that a server has: an authority for its own members, the
               database, the blobs, the audit log.
     listen:   host:port to serve its clients on; port 0 takes a free one.
-    hosts, database, blobs, authority, metrics: of what it serves, as of a :class:`hansa.Server`. The database is its own: never its
-              server's, and never another relay's.
+    hosts, database, blobs, authority, metrics: of what it serves, as of a :class:`hansa.Server`. The database and the blobs are its
+              own, never its server's or another relay's: it removes what its own database does not name.
     pki:      an own PKI's credentials of this relay, which it shows to its server and to its clients: a certificate with the role
               "relay" and the names by which clients reach it. Server and clients have some too; nobody joins then.
     name:     needed only for a server that runs with ``--insecure`` on this machine, to which it is told as it is.
@@ -66,17 +67,24 @@ class Relay:
 
     def start(self) -> Relay:
         """Answer the clients from now on. InputError where the address cannot be used, or another process has the home."""
+        self._server.check = self._refuse_database_of_another
         self._server.start()
         self._serving = True
-        others = {row.owner for row in self._server.office.state.runs()} - {None, self.home.own_name()}
+        self._server.office.submitted = _plays_nothing
+        return self
+
+    def _refuse_database_of_another(self, state: State) -> None:
+        others = {row.owner for row in state.runs()} - {None, self.home.own_name()}
         if others:
-            self.close()
             raise InputError(
                 f"the relay's database holds runs of another process ({min(map(str, others))}); give it a database of its own, with the "
                 "home that it has had before (--database, --home)"
             )
-        self._server.office.submitted = _plays_nothing
-        return self
+        if any(member.name == self.name and member.role == "relay" for member in state.members()):
+            raise InputError(
+                f"the relay's database has the relay itself among its members ({self.name}), so it is its server's; give it a database of "
+                "its own (--database)"
+            )
 
     def close(self) -> None:
         """Answer no longer. What was acknowledged is kept, and goes on with the next start."""

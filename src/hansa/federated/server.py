@@ -81,6 +81,8 @@ class Server:
         self._watched: WatchedServer | None = None
         self._over = threading.Event()
         self.run_id = ""
+        self.check: Callable[[State], None] = lambda state: None
+        """Called with the database before anything is done with it; whatever it raises ends the start."""
 
     # Serving
 
@@ -100,6 +102,11 @@ class Server:
         _many_files()
         database, blobs, authority = self._given
         state = State.open(database or f"sqlite:///{self.home.path / 'state.sqlite'}")
+        try:
+            self.check(state)
+        except BaseException:
+            state.close()
+            raise
         ca = Authority.open_or_create(Path(authority) if authority else self.home.path / "authority", "Hansa federation")
         store = open_blobs(blobs or self.home.path / "blobs", home=self.home.path / "cache")
         self._office = Office(

@@ -57,15 +57,16 @@ class Runs(Database):
     def submit_once(self, id: str, name: str, job: str, by: str, ended: bool = False) -> str:
         """As :meth:`submit`, but the newest run of the same job that is not over yet, where there is one; returns the run's id.
 
-        ended: one that is finished or was stopped counts as well.
+        ended: where all are over, the newest one counts as well, unless it failed.
         """
         with self._write() as connection:
             if self._writing is None:
                 connection.execute(text("LOCK TABLE runs IN SHARE ROW EXCLUSIVE MODE"))  # two servers may start at the same time
-            wanted = ("waiting", "running", "finished", "stopped") if ended else ("waiting", "running")
-            same = (runs.c.job == job) & runs.c.status.in_(wanted)
-            found = connection.execute(select(runs.c.id).where(same).order_by(runs.c.submitted.desc()).limit(1)).first()
-            if found is not None:
+            same = select(runs.c.id, runs.c.status).where(runs.c.job == job).order_by(runs.c.submitted.desc()).limit(1)
+            found = connection.execute(same.where(runs.c.status.in_(("waiting", "running")))).first()
+            if found is None and ended:
+                found = connection.execute(same).first()
+            if found is not None and found.status != "failed":
                 return str(found.id)
             row = {"id": id, "name": name, "job": job, "status": "waiting", "message": "", "submitted_by": by, "round": 0}
             connection.execute(insert(runs).values(**row, submitted=time.time(), stop=False, leased=0.0))

@@ -248,10 +248,11 @@ class FederationService(rpc.FederationServicer):
                     grpc.StatusCode.FAILED_PRECONDITION, "no task of this client is open, so nothing can be uploaded"
                 )
         office, messages = self._office, self._doors.messages(requests, who)
-        replies = transfer.receive(messages, office.blobs, who.name, office.limits.upload, self._doors.watched(who))
-        await self._up.next()
+        on_bytes = self._doors.watched(who)
+        replies = transfer.receive(messages, office.blobs, who.name, office.limits.upload, on_bytes)
         try:
-            with self._up.taken():
+            async with self._up.turn(who.name):
+                on_bytes(0)  # it may have been revoked while it waited
                 async for reply in replies:
                     yield reply
         except transfer.Rejected as error:
@@ -269,10 +270,11 @@ class FederationService(rpc.FederationServicer):
             return
         if not any(task.call == request.digest for task in mine):
             await self._doors.refuse(context, who.name, who.role, "it asked for a blob that no open task of it names")
-        chunks = transfer.send(self._office.blobs, request.digest, request.offset, self._doors.watched(who), self._shelf)
-        await self._down.next()
+        on_bytes = self._doors.watched(who)
+        chunks = transfer.send(self._office.blobs, request.digest, request.offset, on_bytes, self._shelf)
         try:
-            with self._down.taken():
+            async with self._down.turn(who.name):
+                on_bytes(0)  # it may have been revoked while it waited
                 async for chunk in chunks:
                     yield chunk
         except transfer.Rejected as error:

@@ -98,7 +98,10 @@ def _refuse(kind: str, options: Mapping[str, Any]) -> None:
             isinstance(options["max_samples"], (int, np.integer)), "counts rows, and every client draws from its own",
             "write a share of them, between 0 and 1",
         ),
-        "max_features": (options["max_features"] != 1.0, "leaves columns out, and members have all of them", "leave it out"),
+        "max_features": (
+            isinstance(options["max_features"], (int, np.integer)) or options["max_features"] != 1.0,
+            "leaves columns out, and members have all of them", "leave it out",
+        ),
         "bootstrap_features": (options["bootstrap_features"], "draws columns, and members have all of them", "leave it out"),
         "oob_score": (options["oob_score"], "needs the rows of all clients in one place", "leave it out; split.test does it"),
         "warm_start": (options["warm_start"], "goes on with members that are there", "leave it out"),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hansa.core.blocks import LoadedBlock
-from hansa.core.contracts import Schema
+from hansa.core.contracts import Curved, Schema
 from hansa.core.local import Plan, Trained
 from hansa.core.metrics import Metrics
 from hansa.core.objective import value_and_gradient
@@ -81,6 +81,16 @@ class Beside:
         several = {of: value_and_gradient(self.one, own, its) for of, own, its in self.each(params, block)}
         values = {"objective": _objective(several), **_gradients(several)}
         return Update(values, block.weight, self.together([told.metrics for told in several.values()]))
+
+    def curvature(self, params: Params, block: LoadedBlock) -> Update:
+        """As the single learner tells it, of every problem; no values where it tells none."""
+        values: dict[str, Any] = {}
+        if isinstance(self.one, Curved):
+            for of, own, its in self.each(params, block):
+                for path, value in self.one.curvature(own, its).values.items():
+                    kind, _, name = path.partition("/")
+                    values[f"{kind}/{of}/{name}"] = value
+        return Update(values, block.weight)
 
     def hessian(self, params: Params, block: LoadedBlock) -> Update:
         several = {of: self.one.hessian(own, its) for of, own, its in self.each(params, block)}

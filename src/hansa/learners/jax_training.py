@@ -102,9 +102,20 @@ def compile_options() -> dict[str, Any]:
 def _loops(model: Model, params: Params, x: np.ndarray) -> Loops:
     if jax.default_backend() != "cpu":
         return "clients side by side"
-    if _convolves(jax.make_jaxpr(model.outputs)(params, x).jaxpr):
+    if _has_convolutions(model, tuple((name, _form(value)) for name, value in params.items()), _form(x)):
         return "no loop"
     return "clients side by side" if sum(value.size for value in params.values()) <= SMALL else "clients in turn"
+
+
+def _form(array: np.ndarray) -> tuple[tuple[int, ...], str]:
+    return array.shape, str(array.dtype)
+
+
+@cache
+def _has_convolutions(model: Model, params: tuple[tuple[str, Any], ...], x: Any) -> bool:
+    """Whether the model convolves rows of such a form; it is traced to find out, once."""
+    given = {name: jax.ShapeDtypeStruct(*form) for name, form in params}
+    return _convolves(jax.make_jaxpr(model.outputs)(given, jax.ShapeDtypeStruct(*x)).jaxpr)
 
 
 def _convolves(program: Any) -> bool:
