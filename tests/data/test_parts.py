@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 from pyarrow import ipc
@@ -96,6 +96,9 @@ FILTERS: list[tuple[tuple[Any, ...], Any]] = [
     chosen=st.lists(st.sampled_from(range(len(FILTERS))), max_size=2, unique=True),
     seed=st.integers(0, 3),
 )
+@example(
+    lengths=[0, 1], ending="parquet", group=1, rows=1, chosen=[6], seed=0
+)  # a file that calls a column without values by no type
 def test_the_parts_together_are_the_table_in_order(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], ending: str, group: int, rows: int, chosen: list[int], seed: int
 ) -> None:

@@ -125,4 +125,4 @@ def test_a_relay_is_told_its_pki_and_its_database_as_a_server_is(tmp_path: Path,
     alike = {name for option in cli.server.params for name in option.opts} - {
         option for one in cli.relay.params for option in one.opts
     }
-    assert alike == {"job", "--keep", "--insecure"}
+    assert alike == {"job", "--keep", "--again", "--insecure"}

@@ -138,11 +138,14 @@ def batches(path: str, storage: Mapping[str, Any], size: int, chunks: np.ndarray
         yield from read(path, file, chunks.tolist(), types)
 
 
-def statistics_allow(content: Content, wanted: Any) -> np.ndarray:
-    """Which chunks may hold rows that pass a filter, bool (chunks,), by the statistics of their row groups."""
+def statistics_allow(content: Content, wanted: Any, types: Mapping[str, Any]) -> np.ndarray:
+    """Which chunks may hold rows that pass a filter of columns of such types, bool (chunks,), by the statistics of their row groups."""
     if content.fragment is None or wanted is None:
         return np.ones(len(content.chunks), dtype=bool)
-    groups = {group.id for group in content.fragment.subset(wanted).row_groups}
+    import pyarrow as pa
+
+    # The types of the whole table: a file that has no value in a column may call it by no type at all.
+    groups = {group.id for group in content.fragment.subset(wanted, pa.schema(list(types.items()))).row_groups}
     return np.array([unit in groups for unit in content.chunks[:, 0].tolist()], dtype=bool)
 
 

@@ -96,7 +96,7 @@ def plan_of(source: Parts) -> Plan:
     features, types = _columns(source, paths, contents)
     wanted = expression(source.filters, types)
     sizes = tuple(content.size for content in contents)
-    possible = [content.chunks[statistics_allow(content, wanted)] for content in contents]
+    possible = [content.chunks[statistics_allow(content, wanted, types)] for content in contents]
     chunks = np.concatenate(
         [np.column_stack([np.full(len(own), number, dtype=np.int64), own]) for number, own in enumerate(possible)]
     )
