@@ -18,6 +18,7 @@ WORK = {
 }
 
 
+KINDS = ("Hansa MLP", "Hansa nn.Module", "Hansa JAX")
 PEERS = ("Flower", "pfl-research", "FedJAX", "plain PyTorch")
 TARGETS = {
     "W1": (("Hansa", "Flower", 5.5), ("Hansa", "pfl-research", 3.0), ("Hansa nn.Module", "Flower", 3.0)),
@@ -106,18 +107,19 @@ def _targets(workload: str, by_name: Mapping[str, list[dict[str, Any]]]) -> list
         if own is not None and other is not None:
             ratio = middle[other] / middle[own]
             lines.append(f"Target {wanted:g}: {own} is {ratio:.2f} times as fast as {other}; {_met(ratio >= wanted)}.")
-    own, flower = _best(middle, "Hansa"), _best(memory, "Flower")
-    if own is not None and flower is not None:
-        share = memory[own] / memory[flower]
-        lines.append(f"Target: at most a third of Flower's peak memory: {own} takes {share:.2f} of it; {_met(share <= LIGHT)}.")
+    flower = _best(memory, "Flower")
+    for own in (_best(middle, kind) for kind in KINDS) if flower is not None else ():
+        if own is not None:
+            share = memory[own] / memory[flower]
+            lines.append(f"Target: at most a third of Flower's peak memory: {own} takes {share:.2f} of it; {_met(share <= LIGHT)}.")
     return ["\n".join(f"- {line}" for line in lines)] if lines else []
 
 
 def _ratios(by_name: Mapping[str, list[dict[str, Any]]]) -> list[str]:
-    middle, memory = _medians(by_name, "round"), _medians(by_name, "peak")
+    middle = _medians(by_name, "round")
     saving = [r["with_saving"] for name, runs in by_name.items() if name.startswith("Hansa MLP, inline") for r in _good(runs)]
     lines = []
-    for kind in ("Hansa MLP", "Hansa nn.Module", "Hansa JAX"):
+    for kind in KINDS:
         best = _best(middle, kind)
         if best is None:
             continue
@@ -128,9 +130,6 @@ def _ratios(by_name: Mapping[str, list[dict[str, Any]]]) -> list[str]:
                 against.append(f"{middle[fastest] / middle[best]:.1f} times as fast as {fastest}")
         if against:
             lines.append(f"**{best}** is {', '.join(against)}.")
-        flower = next((name for name in memory if name.startswith("Flower")), None)
-        if flower is not None:
-            lines.append(f"Its peak memory is {memory[best] / memory[flower]:.2f} of {flower}'s.")
     if saving:
         lines.append(
             f"A whole round of Hansa's `run` also saves the state durably (fsync), so that nothing is lost: with it the inline MLP takes "

@@ -65,7 +65,7 @@ def _serve(pipe: Any, number: int) -> None:
 @contextmanager
 def dask() -> Iterator[Round]:
     """Data as futures, and with each a task that is pinned to the worker it is at, softly, so that it may be done elsewhere after a
-    loss. The parameters are an argument: to scatter them takes longer."""
+    loss. The parameters are an argument, as there is one task for each worker."""
     from distributed import Client, LocalCluster
 
     with LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
