@@ -67,7 +67,8 @@ def main() -> None:
     def user(client: int) -> Dataset:
         # pfl takes mini-batches as the rows lie: they are shuffled here, at every visit, as all others do.
         if w.synthetic:
-            return Dataset(tuple(torch.from_numpy(side)[torch.randperm(w.rows)] for side in drawn(client)))
+            order = torch.randperm(w.rows)
+            return Dataset(tuple(torch.from_numpy(side)[order] for side in drawn(client)))
         rows = parts[client][torch.randperm(w.rows)]
         return Dataset((tx[rows], ty[rows]))
 
