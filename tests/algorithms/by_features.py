@@ -9,7 +9,7 @@ from scipy.special import expit
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 from sklearn.preprocessing import StandardScaler
 
-from hansa import training
+from hansa import judging, opening, training
 from hansa.data import Split, from_arrays
 from hansa.data.features import Features
 from hansa.engines.inline import Inline
@@ -48,13 +48,15 @@ def fit(
         data=from_arrays(x, y), learner=estimator, algorithm=algorithm, partition=partition, split=Split(test=0.0),
         rounds=Rounds(count=count, clients=clients), preparation=preparation, engine=engine or Inline(),
     )  # fmt: skip
-    setting = training.open_setting(job, training.clients_of(job))
+    setting = opening.open_setting(job, opening.clients_of(job))
     try:
         state = training.prepare(setting)
         for after, _ in training.train(setting, state):
             state = after
-        params = training.chosen_params(job, state)
-        return Fitted(params, training.exported(setting, state), state["round"], training.why_stopped(job, state))
+        params = judging.chosen_params(job, state)
+        return Fitted(
+            params, judging.exported(setting, state["preparation"], params), state["round"], training.why_stopped(job, state)
+        )
     finally:
         setting.engine.stop()
 

@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import hansa
-from hansa import training
+from hansa import opening, training
 from hansa.algorithms.coordinate_descent import CoordinateDescent
 from hansa.algorithms.quadratic import minimise, violation
 from hansa.data.builtin import BuiltIn
@@ -101,7 +101,7 @@ def test_the_objective_never_rises() -> None:
         data=hansa.from_arrays(x, y), learner=LogisticRegression(C=10.0), algorithm=CoordinateDescent(), partition=Features(parts=15),
         split=hansa.Split(test=0.0), rounds=hansa.Rounds(count=40),
     )  # fmt: skip
-    setting = training.open_setting(job, training.clients_of(job))
+    setting = opening.open_setting(job, opening.clients_of(job))
     for _, record in training.train(setting, training.prepare(setting)):
         told += [record["train/objective"]] if "train/objective" in record else []
     assert len(told) == 39  # in the first round the labels come

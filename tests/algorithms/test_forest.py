@@ -117,7 +117,7 @@ def test_metrics_are_scikit_learns(tmp_path: Path) -> None:
     everybody = {"split": hansa.Split(test=0.3), "owner": None, "partition": hansa.IID(clients=1)}
     for estimator, x, y in ((RandomForestClassifier(5), CANCER, MALIGNANT), (RandomForestRegressor(5), DIABETES, PROGRESS)):
         run = grown(tmp_path, estimator, x, y, **everybody)
-        (client,) = hansa.training.clients_of(run.job)
+        (client,) = hansa.opening.clients_of(run.job)
         test = client.load()["test"]
         said = run.model.predict(test.x)
         if y is PROGRESS:

@@ -118,8 +118,8 @@ def test_clients_with_an_infinite_loss_say_so_and_nothing_diverges() -> None:
 @pytest.mark.parametrize("first", [1e-6, 0.1, 1.0, 50.0, 1e5])
 def test_a_search_ends_at_a_point_that_fulfils_both_conditions(first: float) -> None:
     """log(cosh(t - 3)) with a ripple, from steps far too short to far too long."""
-    phi = lambda t: float(np.log(np.cosh(min(t - 3, 300.0))) + max(t - 303, 0) + 0.05 * np.sin(5 * t))  # noqa: E731
-    slope = lambda t: float(np.tanh(t - 3) + 0.25 * np.cos(5 * t))  # noqa: E731
+    phi = lambda t: float(np.log(np.cosh(min(t - 3, 300.0))) + max(t - 303, 0) + 0.05 * np.sin(5 * t))  # noqa: E731  # a formula, beside its derivative
+    slope = lambda t: float(np.tanh(t - 3) + 0.25 * np.cos(5 * t))  # noqa: E731  # its derivative
     search = wolfe.begin(phi(0), slope(0), first)
     for _ in range(wolfe.TRIES):
         t = search["t"]

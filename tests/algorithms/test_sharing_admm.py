@@ -6,7 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone
 from sklearn.linear_model import ElasticNet, Lasso, LinearRegression, LogisticRegression, Ridge
+from sklearn.preprocessing import StandardScaler
 
 import hansa
 from hansa.algorithms.score_space import proximal
@@ -67,7 +71,7 @@ def test_the_first_iterations_are_the_papers() -> None:
             target = a @ coef[own] + z - ax - u
             new[own] = np.linalg.solve(rho * a.T @ a / n + l2 * np.eye(len(own)), rho * a.T @ target / n)
         coef, ax = new, x @ new / 3
-    plain = SharingADMM(rho=rho, relaxation=1.0, balance=0)
+    plain = SharingADMM(rho=rho, relaxation=1.0, balance=0, memory=0)
     ours = fit(x, y, Ridge(alpha=3.0, fit_intercept=False), plain, Features(parts=3), count=5)
     np.testing.assert_allclose(ours.params["coef"][0], coef, rtol=1e-10)
 
@@ -86,6 +90,27 @@ def test_the_step_of_the_loss_is_its_proximal_point(loss: str, c: float) -> None
     slopes = model.slopes(q, targets)
     np.testing.assert_allclose(slopes + c * (q - b - near), 0.0, atol=1e-9 * max(1.0, 30 * c))
     np.testing.assert_allclose(slopes.mean(axis=0), 0.0, atol=1e-9)
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**16), clients=st.integers(2, 8), alone=st.sampled_from([1.0, 0.1, 0.03]), spread=st.floats(0, 3),
+    estimator=st.sampled_from([Ridge(alpha=0.1), Lasso(alpha=0.02), ElasticNet(alpha=0.02)]),
+)  # fmt: skip
+def test_columns_may_be_nearly_the_same_and_of_any_scale(
+    seed: int, clients: int, alone: float, spread: float, estimator: Any
+) -> None:
+    """alone: what every column has for itself, beside two that all have in common. The powers of ten of their scales are within spread."""
+    random = np.random.default_rng(seed)
+    common = random.normal(size=(60, 2)) @ random.normal(size=(2, 8))
+    standard = StandardScaler().fit_transform(common + alone * random.normal(size=(60, 8)))
+    y = standard @ random.normal(size=8) + 0.3 * random.normal(size=60)
+    scale = 10.0 ** random.uniform(-spread, spread, 8)
+    theirs = clone(estimator).set_params(tol=1e-14, max_iter=1_000_000).fit(standard * scale, y)
+    ours = fit(standard * scale, y, estimator, SharingADMM(), dealt(8, clients, seed))
+    assert ours.ended.startswith("converged")
+    most = float(np.abs(theirs.coef_ * scale).max(initial=1e-9))
+    np.testing.assert_allclose(ours.model.coef_ * scale / most, theirs.coef_ * scale / most, rtol=0, atol=1e-6)
 
 
 def test_a_part_of_the_clients_is_refused() -> None:

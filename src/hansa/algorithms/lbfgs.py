@@ -100,7 +100,7 @@ class LBFGS:
         s, y = state["search"]["t"] * state["direction"], gradient - state["gradient"]
         if not s @ y > np.finfo(np.float64).eps * (y @ _begin(state)(y)):  # H would not stay positive definite
             return state["s"], state["y"]
-        return tuple(np.concatenate([old, new[None]])[-self.memory :] for old, new in ((state["s"], s), (state["y"], y)))  # type: ignore[return-value]
+        return tuple(np.concatenate([old, new[None]])[-self.memory :] for old, new in ((state["s"], s), (state["y"], y)))  # type: ignore[return-value]  # of two, which mypy does not count
 
 
 def two_loop(gradient: np.ndarray, s: np.ndarray, y: np.ndarray, begin: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
