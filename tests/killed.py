@@ -8,11 +8,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pandas  # noqa: F401  # imported once for all processes
-import sklearn.linear_model  # noqa: F401
+import sklearn.linear_model  # noqa: F401  # as above
 
 import hansa.runs
-from hansa.data import builtin  # noqa: F401
-from hansa.data.preparing import assembly  # noqa: F401
+from hansa.data import builtin  # noqa: F401  # as above
+from hansa.data.preparing import assembly  # noqa: F401  # as above
 from hansa.job import from_text
 
 FORKED = get_context("forkserver")

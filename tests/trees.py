@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -23,3 +24,14 @@ def trees_with(*keys: str) -> st.SearchStrategy[dict[str, Any]]:
     key = st.text(alphabet=st.sampled_from('ab/~01."\\é医@')) | st.sampled_from(["__metadata__", "dict", "array", "float", *keys])
     inner = st.recursive(LEAVES, lambda one: st.lists(one) | st.dictionaries(key, one) | st.tuples(one, one), max_leaves=12)
     return st.dictionaries(key, inner)
+
+
+def same_bits(first: Any, second: Any) -> bool:
+    """Equal to the last bit, in the same order, with the same dtypes."""
+    if isinstance(first, dict):
+        return list(first) == list(second) and all(same_bits(first[name], second[name]) for name in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same_bits, first, second))
+    if isinstance(first, np.ndarray | np.generic):
+        return first.dtype == second.dtype and first.shape == second.shape and first.tobytes() == second.tobytes()
+    return bool(first == second)

@@ -66,7 +66,7 @@ class Watched:
 
 def invite(home: Path, clients: int) -> None:
     """Certificates for a crowd, as the server's authority gives them; joining itself is not what is measured."""
-    from hansa.federation.identity import Authority
+    from hansa.federation.authority import Authority
     from hansa.federation.state import State
 
     authority = Authority.open_or_create(home / "server" / "authority", "Hansa federation")

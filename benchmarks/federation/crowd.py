@@ -8,28 +8,37 @@ Prints one JSON object: the seconds of every `Next` that brought a task, and of 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import numpy as np
 
+from hansa.core.blocks import Block, Client, Table
+from hansa.core.store import MemoryStore
 from hansa.core.updates import Total, Update
-from hansa.federation import calls, parcels
+from hansa.core.worker import Worker, attempt
+from hansa.federation import calls, parcels, results
 from hansa.federation.blobs import STEP
-from hansa.federation.identity import Credentials, channel_credentials
+from hansa.federation.credentials import Credentials
 from hansa.federation.protocol import PROTOCOL
 from hansa.federation.protocol import hansa_pb2 as pb
+from hansa.federation.tls import channel_credentials
 from hansa.federation.wire import FederationStub, piece
 
 OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 4 << 20)]
 
 
-async def client(home: Path, address: str, number: int, told: dict[str, list[float]], folder: Path) -> None:
+Ready: TypeAlias = "dict[str, asyncio.Task[tuple[bytes, int]]]"
+"""By the digest of a call: a result of it, and where its first number begins."""
+
+
+async def client(home: Path, address: str, number: int, told: dict[str, list[float]], ready: Ready) -> None:
     credentials = channel_credentials(Credentials.load(home))
     async with grpc.aio.secure_channel(address, credentials, OPTIONS) as channel:
         stub = FederationStub(channel)
@@ -45,60 +54,67 @@ async def client(home: Path, address: str, number: int, told: dict[str, list[flo
                 return
             for task in reply.tasks:
                 told["next"].append(time.perf_counter() - began)
-                call = await fetched(stub, task.call, folder)
-                result, digest = await asyncio.to_thread(answer, call, number, folder)
-                blob = pb.Blob(digest=digest, size=result.stat().st_size)
+                await fetched(stub, task.call, ready)
+                result = own(*await ready[task.call.digest], number)
+                blob = pb.Blob(digest=hashlib.sha256(result).hexdigest(), size=len(result))
                 began = time.perf_counter()
                 await uploaded(stub, result, blob)
                 told["upload"].append(time.perf_counter() - began)
                 await stub.Report(pb.ReportRequest(protocol=PROTOCOL, task=task.id, result=blob))
-                result.unlink()
 
 
-async def fetched(stub: Any, blob: Any, folder: Path) -> Any:
-    """Every client reads all bytes of the call; one of them keeps what all work from."""
-    path, size = folder / blob.digest, 0
-    parts, new = [], not path.exists()
+async def fetched(stub: Any, blob: Any, ready: Ready) -> None:
+    """Every client reads all bytes of the call; one of them keeps them, and makes of them what all answer."""
+    parts, new, size = [], blob.digest not in ready, 0
     async for chunk in stub.GetBlob(pb.GetBlobRequest(digest=blob.digest)):
-        size += len(chunk.data)
+        data = chunk.data
+        size += len(data)
         if new:
-            parts.append(chunk.data)
+            parts.append(data)
     assert size == blob.size
-    if not path.exists():
-        path.write_bytes(b"".join(parts))
-    return calls.decode_call(parcels.read(path))
+    if blob.digest not in ready:
+        ready[blob.digest] = asyncio.create_task(asyncio.to_thread(answer, b"".join(parts)))
 
 
-def answer(call: Any, number: int, folder: Path) -> tuple[Path, str]:
-    """A well-formed result of the call, unlike that of any other client: its file and digest."""
-    kind = calls.kind_of(call)
-    result: Update | Total
-    if kind == "describe":
-        from hansa.core.blocks import Block, Client, Table
-        from hansa.core.store import MemoryStore
-        from hansa.core.worker import Worker, attempt
+def answer(content: bytes) -> tuple[bytes, int]:
+    """A well-formed result of the call with that content, and where its first number begins."""
+    with tempfile.TemporaryDirectory() as folder:
+        came, made = Path(folder) / "call", Path(folder) / "result"
+        came.write_bytes(content)
+        call: Any = calls.decode_call(parcels.read(came))
+        result: Update | Total
+        if calls.kind_of(call) == "describe":
+            rows = Table(np.random.default_rng(0).random((40, 784), dtype=np.float32), np.arange(40) % 10)
+            worker = Worker(None, [Client("x", dict, {"train": rows}, 40)], MemoryStore())  # type: ignore[arg-type]
+            described = attempt(call, worker, Block(0, (0,)))
+            assert isinstance(described, Update)
+            result = described
+        else:
+            values = {f"delta/{name}": value * np.float32(1e-3) for name, value in call.message.params.items()}
+            result = Total(values, 4.0, 1, {"loss": (np.float64(1.0), np.float64(4.0))})
+        parcels.write(made, results.encode_result(result))
+        written = made.read_bytes()
+    start = 8 + int.from_bytes(written[:8], "little")
+    header = json.loads(written[8:start])
+    number = next(told for told in header.values() if told.get("dtype") in ("F32", "F64") and told["data_offsets"][1])
+    return written, start + int(number["data_offsets"][0])
 
-        rows = Table(np.random.default_rng(number).random((4, 784), dtype=np.float32), np.array([0, 1, 2, 3]) + 2 * (number % 4))
-        made = attempt(call, Worker(None, [Client("x", dict, {"train": rows}, 4)], MemoryStore()), Block(0, (0,)))  # type: ignore[arg-type]
-        assert isinstance(made, Update)
-        result = made
-    else:
-        scale = np.float32(1e-3 * (1 + number))
-        values = {f"delta/{name}": value * scale for name, value in call.message.params.items()}
-        result = Total(values, 4.0, 1, {"loss": (np.float64(1.0), np.float64(4.0))})
-    path = folder / f"{number}-{time.monotonic_ns()}"
-    return path, parcels.write(path, calls.encode_result(result))
+
+def own(result: bytes, place: int, number: int) -> bytes:
+    """A result that is unlike that of any other client."""
+    mine = bytearray(result)
+    mine[place : place + 2] = number.to_bytes(2, "little")  # the end of a number's fraction
+    return bytes(mine)
 
 
-async def uploaded(stub: Any, path: Path, blob: Any) -> None:
+async def uploaded(stub: Any, result: bytes, blob: Any) -> None:
     start = asyncio.Event()
 
     async def requests() -> Any:
         yield pb.PutBlobRequest(blob=blob)
         await start.wait()
-        with path.open("rb") as file:
-            while part := file.read(STEP):
-                yield piece(part)
+        for place in range(0, len(result), STEP):
+            yield piece(result[place : place + STEP])
 
     async for reply in stub.PutBlob(requests()):
         if reply.complete:
@@ -108,8 +124,8 @@ async def uploaded(stub: Any, path: Path, blob: Any) -> None:
 
 async def crowd(home: Path, address: str, numbers: range) -> dict[str, list[float]]:
     told: dict[str, list[float]] = {"next": [], "upload": []}
-    with tempfile.TemporaryDirectory() as folder:
-        await asyncio.gather(*(client(home / f"client-{n:05d}", address, n, told, Path(folder)) for n in numbers))
+    ready: Ready = {}
+    await asyncio.gather(*(client(home / f"client-{n:05d}", address, n, told, ready) for n in numbers))
     return told
 
 

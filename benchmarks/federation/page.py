@@ -25,8 +25,8 @@ def page(loads: dict[str, dict[str, Any]], beside: dict[str, dict[str, Any]], ro
         "## Load",
         "",
         "Every client is connected all the time and takes part in every round; it fetches the model, and sends an update of the same size "
-        "which takes it no training. *Limit*: the same bytes down and up over as many connections, by gRPC streaming with TLS and nothing "
-        f"else. Medians of {rounds - 1} rounds after one that warms up.",
+        "which takes it no training. *Limit*: the same bytes down and up over as many open connections, by gRPC streaming with TLS and "
+        f"nothing else. Medians of {rounds - 1} rounds after one that warms up.",
         "",
         "| | parameters | round, s | rounds a minute | of the limit | `Next` p50 / p99, s | upload p50 / p99, s | server CPU a round, s | "
         "server memory, MB |",

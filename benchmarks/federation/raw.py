@@ -9,18 +9,21 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import grpc
 
 from benchmarks.federation.crowd import OPTIONS
-from hansa.federation.identity import Authority, Credentials, channel_credentials, server_credentials
+from hansa.federation.authority import Authority
+from hansa.federation.credentials import Credentials
+from hansa.federation.tls import channel_credentials, server_credentials
 
 CHUNK = 1 << 20
 
 
-class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
+class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
     """/raw/Down answers with as many bytes as it is asked for, /raw/Up reads to the end and says how many there were."""
 
     def service(self, details: Any) -> Any:
@@ -53,28 +56,30 @@ async def serve(home: Path) -> None:
     await server.wait_for_termination()
 
 
-async def one(home: Path, address: str, number: int, size: int) -> None:
-    async with grpc.aio.secure_channel(
-        address, channel_credentials(Credentials.load(home / f"client-{number:05d}")), OPTIONS
-    ) as channel:
-        async for _ in channel.unary_stream("/raw/Down")(str(size).encode()):
-            pass
+async def one(channel: Any, size: int) -> None:
+    async for _ in channel.unary_stream("/raw/Down")(str(size).encode()):
+        pass
 
-        async def parts() -> AsyncIterator[bytes]:
-            left, part = size, bytes(CHUNK)
-            while left > 0:
-                yield part[:left]
-                left -= CHUNK
+    async def parts() -> AsyncIterator[bytes]:
+        left, part = size, bytes(CHUNK)
+        while left > 0:
+            yield part[:left]
+            left -= CHUNK
 
-        told = await channel.stream_unary("/raw/Up")(parts())
-        assert int(told) == size
+    told = await channel.stream_unary("/raw/Up")(parts())
+    assert int(told) == size
 
 
 async def load(home: Path, address: str, clients: int, size: int) -> float:
-    await asyncio.gather(*(one(home, address, n, 1) for n in range(clients)))  # as connections that are warm
-    began = time.perf_counter()
-    await asyncio.gather(*(one(home, address, n, size) for n in range(clients)))
-    return time.perf_counter() - began
+    async with AsyncExitStack() as stack:
+        channels = []
+        for number in range(clients):
+            credentials = channel_credentials(Credentials.load(home / f"client-{number:05d}"))
+            channels.append(await stack.enter_async_context(grpc.aio.secure_channel(address, credentials, OPTIONS)))
+        await asyncio.gather(*(one(channel, 1) for channel in channels))  # connected, as a federation's clients are
+        began = time.perf_counter()
+        await asyncio.gather(*(one(channel, size) for channel in channels))
+        return time.perf_counter() - began
 
 
 if __name__ == "__main__":

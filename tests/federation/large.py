@@ -23,7 +23,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 import hansa
-from hansa import training
+from hansa import opening
 from hansa.core.blocks import Block
 from hansa.core.store import MemoryStore
 from hansa.core.worker import WorkCall, Worker
@@ -150,9 +150,9 @@ def _same(folder: Path, job: hansa.Job) -> bool:
 
     Memory holds what one client answers, and slices of the rest.
     """
-    clients = training.clients_of(job)
+    clients = opening.clients_of(job)
     with threadpool_limits(1):
-        setting = training.open_setting(job, clients)
+        setting = opening.open_setting(job, clients)
         schema, learner = setting.bound()
         state = job.algorithm.init(learner.init(job.seed), learner.kinds())
         parcels.write(folder / "before", state["params"])

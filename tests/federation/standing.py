@@ -17,10 +17,12 @@ from hansa.core.errors import RunFailed
 from hansa.federated.client import Client
 from hansa.federated.server import Server
 from hansa.federation import audit
-from hansa.federation.identity import Credentials, channel_credentials
+from hansa.federation.credentials import Credentials
 from hansa.federation.protocol import PROTOCOL
 from hansa.federation.protocol import hansa_pb2 as pb
 from hansa.federation.protocol import hansa_pb2_grpc as rpc
+from hansa.federation.tls import channel_credentials
+from hansa.federation.wire import FederationStub
 from tests.federation.parties import job, served
 
 NAMES = ("client-000", "client-001")
@@ -48,7 +50,7 @@ class Standing:
 
     def stub(self, credentials: Any, administration: bool = False) -> Any:
         channel = self.channel(credentials)
-        return rpc.AdministrationStub(channel) if administration else rpc.FederationStub(channel)
+        return rpc.AdministrationStub(channel) if administration else FederationStub(channel)
 
     def member(self, name: str, role: Any = "client") -> Credentials:
         home = self.folder / name
@@ -88,7 +90,7 @@ def standing(folder: Path) -> Iterator[Standing]:
         training = threading.Thread(target=train)
         for name in NAMES:
             place.channels[name] = place.channel(place.member(name))
-            place.stubs[name] = rpc.FederationStub(place.channels[name])
+            place.stubs[name] = FederationStub(place.channels[name])
             place.stubs[name].Next(pb.NextRequest(protocol=PROTOCOL, working=["0" * 32]))  # heard of
         training.start()
         try:
@@ -102,7 +104,7 @@ def standing(folder: Path) -> Iterator[Standing]:
 def code_of(call: Callable[[], Any]) -> grpc.StatusCode:
     with pytest.raises(grpc.RpcError) as caught:
         call()
-    code: grpc.StatusCode = caught.value.code()  # type: ignore[attr-defined]
+    code: grpc.StatusCode = caught.value.code()  # type: ignore[attr-defined]  # grpc's stubs leave it out: every error of a call is a Call too
     return code
 
 

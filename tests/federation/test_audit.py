@@ -139,8 +139,8 @@ def test_an_entry_whose_hash_was_made_to_fit_does_not_fit_the_next(log: tuple[by
     del entry["hash"]
     entry["who"] = "somebody else"
     plain = {"sort_keys": True, "separators": (",", ":")}
-    entry["hash"] = hashlib.sha256(json.dumps(entry, **plain).encode()).hexdigest()  # type: ignore[arg-type]
-    forged = json.dumps(entry, **plain).encode() + b"\n"  # type: ignore[arg-type]
+    entry["hash"] = hashlib.sha256(json.dumps(entry, **plain).encode()).hexdigest()  # type: ignore[arg-type]  # options of several types
+    forged = json.dumps(entry, **plain).encode() + b"\n"  # type: ignore[arg-type]  # as above
     with pytest.raises(InputError, match="line 4: does not follow the line before"):
         verify(written(tmp_path, b"".join([*lines[:2], forged, *lines[3:]])))
 
@@ -346,7 +346,7 @@ def test_details_are_bounded(tmp_path: Path) -> None:
 
 
 def test_keys_and_tokens_do_not_get_into_a_log(tmp_path: Path) -> None:
-    from hansa.federation.identity import Authority
+    from hansa.federation.authority import Authority
 
     authority = Authority.create(tmp_path / "ca", "North")
     token, _ = authority.invite("hospital-a")

@@ -22,7 +22,7 @@ from hansa.core.errors import HansaError
 from hansa.federated.client import Client
 from hansa.federated.server import Server
 from hansa.federation import audit, faults
-from hansa.federation.identity import Credentials
+from hansa.federation.credentials import Credentials
 from hansa.runs import text_of
 from tests.federation.forge import Forge, Forged
 from tests.federation.parties import job, joined, same_bits, served, simulated, threads

@@ -29,9 +29,11 @@ from hansa.core.blocks import Block
 from hansa.core.errors import InputError
 from hansa.core.worker import attempt
 from hansa.federated.client import Client
-from hansa.federation import audit, calls, parcels, tokens, transfer
+from hansa.federation import audit, calls, expectations, parcels, results, tokens, transfer
+from hansa.federation.authority import Authority
 from hansa.federation.blobs import Blob, blob_of
-from hansa.federation.identity import Authority, identity_of, read_token, request
+from hansa.federation.credentials import read_token, request
+from hansa.federation.identity import identity_of
 from hansa.federation.protocol import PROTOCOL
 from hansa.federation.protocol import hansa_pb2 as pb
 from hansa.federation.schema import metadata
@@ -181,7 +183,7 @@ class Training:
     task: Any
     call: Any
     tree: Any
-    expected: calls.Expected
+    expected: expectations.Expected
     folder: Path
     facts: Any
 
@@ -226,13 +228,13 @@ def _in_training(place: Standing, folder: Path, administration: Any) -> Training
         (task,) = until(lambda: place.tasks(NAMES[0]))
         call = calls.decode_call(parcels.read(blobs.local(task.call.digest)))
         seat = client._open(place.server.office.state.run(task.run).job, task.run, task.position, task.population)
-        tree = calls.encode_result(attempt(call, seat.worker, Block(0, (task.position,))))
+        tree = results.encode_result(attempt(call, seat.worker, Block(0, (task.position,))))
         if calls.kind_of(call) == "describe":
             facts = tree["values"]["facts"][0]
         if calls.kind_of(call) == "train":
             call_tree, state = parcels.read(blobs.local(task.call.digest)), place.server.office.state
             until(lambda: [one.client for one in state.all_open()] == [NAMES[0]])  # noqa: B023  # the other one has answered
-            return Training(place, administration, task, call_tree, tree, calls.expected(call), folder, facts)
+            return Training(place, administration, task, call_tree, tree, expectations.expected(call), folder, facts)
         path = folder / f"answer-{number}"
         parcels.write(path, tree)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -275,7 +277,7 @@ def test_parcel_bytes(training: Training, data: st.DataObject) -> None:
     length = 8 + int.from_bytes(content[:8], "little")
     head = data.draw(mutated(content[:length]) | st.binary(max_size=200))
     path.write_bytes(head + (content[length:] if data.draw(st.booleans()) else b""))
-    refuses(lambda: calls.decode_result(parcels.read(path), training.expected))
+    refuses(lambda: results.decode_result(parcels.read(path), training.expected))
 
 
 @fuzzed("call trees")
@@ -290,7 +292,9 @@ def test_call_trees(training: Training, data: st.DataObject) -> None:
 def test_result_trees(training: Training, data: st.DataObject) -> None:
     tree = data.draw(mistaken(training.tree))
     refuses(
-        lambda: calls.decode_result(tree, data.draw(st.sampled_from([training.expected, calls.Expected("gather", facts=True)])))
+        lambda: results.decode_result(
+            tree, data.draw(st.sampled_from([training.expected, expectations.Expected("gather", facts=True)]))
+        )
     )
 
 
@@ -341,7 +345,7 @@ def ended(call: Callable[[], Any]) -> grpc.StatusCode:
     try:
         call()
     except grpc.RpcError as error:
-        code: grpc.StatusCode = error.code()  # type: ignore[attr-defined]
+        code: grpc.StatusCode = error.code()  # type: ignore[attr-defined]  # grpc's stubs leave it out: every error of a call is a Call too
         assert code not in (GRPC.UNKNOWN, GRPC.DEADLINE_EXCEEDED, GRPC.CANCELLED), f"{code}: {error}"
         return code
     return GRPC.OK
@@ -378,11 +382,11 @@ def test_bytes_to_streams(training: Training, parts: list[bytes], method: str) -
     channel = training.place.channels[NAMES[0]]
     name = f"/hansa.federation.v1.Federation/{method}"
     if method == "PutBlob":
-        call = lambda: list(channel.stream_stream(name)(iter(parts), timeout=SECONDS))  # noqa: E731
+        call = lambda: list(channel.stream_stream(name)(iter(parts), timeout=SECONDS))  # noqa: E731  # one line, beside the one that it is like
         parse = all(_parses(pb.PutBlobRequest, part) for part in parts)
     else:
         data = b"".join(parts)
-        call = lambda: list(channel.unary_stream(name)(data, timeout=SECONDS))  # noqa: E731
+        call = lambda: list(channel.unary_stream(name)(data, timeout=SECONDS))  # noqa: E731  # as above
         parse = _parses(pb.GetBlobRequest, data)
     if parse:
         ended(call)
@@ -459,7 +463,7 @@ def test_results(training: Training, data: st.DataObject) -> None:
             content = path.read_bytes()
             if data.draw(st.booleans()):
                 path.write_bytes(data.draw(mutated(content[:400])) + content[400:])
-        assume(refuses(lambda: calls.decode_result(parcels.read(path), training.expected)))
+        assume(refuses(lambda: results.decode_result(parcels.read(path), training.expected)))
         report = pb.ReportRequest(protocol=PROTOCOL, task=training.task.id, result=training.upload(path))
         assert code_of(lambda: training.stub.Report(report, timeout=SECONDS)) is GRPC.INVALID_ARGUMENT
     finally:

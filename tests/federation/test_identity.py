@@ -25,18 +25,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hansa.core.errors import InputError
-from hansa.federation import identity, tokens
-from hansa.federation.identity import (
-    MEMBERS,
-    Authority,
-    Credentials,
-    Role,
-    channel_credentials,
-    identity_of,
-    read_token,
-    request,
-    server_credentials,
-)
+from hansa.federation import certificates, tokens
+from hansa.federation.authority import Authority
+from hansa.federation.credentials import Credentials, read_token, request
+from hansa.federation.identity import MEMBERS, Role, identity_of
+from hansa.federation.tls import channel_credentials, server_credentials
 
 PEM = serialization.Encoding.PEM
 
@@ -89,9 +82,9 @@ def asked(port: int, credentials: Any, host: str = "127.0.0.1") -> dict[str, Any
 
 
 def at(monkeypatch: pytest.MonkeyPatch, days: float) -> None:
-    """Move this module's clock."""
+    """Move the clock that certificates are held against."""
     moved = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
-    monkeypatch.setattr(identity, "_now", lambda: moved)
+    monkeypatch.setattr(certificates, "now", lambda: moved)
 
 
 @pytest.mark.parametrize("role", ["client", "admin", "viewer"])
@@ -369,7 +362,7 @@ def test_terms_that_cannot_be_are_refused(authority: Authority) -> None:
     for role in ("joining", "root", "Admin", ""):
         for attempt in (authority.invite, authority.member):
             with pytest.raises(InputError, match="there is no such member"):
-                attempt("a", role)  # type: ignore[arg-type]
+                attempt("a", role)  # type: ignore[arg-type]  # the type is the fault
     for days in (0, -1, 3651, float("nan"), float("inf")):
         with pytest.raises(InputError, match="cannot be"):
             authority.member("a", "client", days)

@@ -19,10 +19,12 @@ from hansa.core.errors import HansaError, InputError
 from hansa.federated.client import PENDING, Client
 from hansa.federated.server import Server
 from hansa.federation import handshakes, transfer
-from hansa.federation.identity import Authority, Credentials, channel_credentials, read_token, request
+from hansa.federation.authority import Authority
+from hansa.federation.credentials import Credentials, read_token, request
 from hansa.federation.link import Link
 from hansa.federation.protocol import PROTOCOL
 from hansa.federation.protocol import hansa_pb2 as pb
+from hansa.federation.tls import channel_credentials
 from tests.federation.parties import job, joined, served, threads, until
 from tests.federation.standing import DENIED, NAMES, SHORT, Standing, code_of, next_of, standing
 
@@ -43,12 +45,12 @@ def outsiders(place: Standing, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     def expired() -> Any:
         with monkeypatch.context() as past:
-            past.setattr("hansa.federation.identity._now", lambda: datetime.now(UTC) - timedelta(days=2))
+            past.setattr("hansa.federation.certificates.now", lambda: datetime.now(UTC) - timedelta(days=2))
             return channel_credentials(own.member(NAMES[0], "client", days=1))
 
     def expired_token() -> Any:
         with monkeypatch.context() as past:
-            past.setattr("hansa.federation.identity._now", lambda: datetime.now(UTC) - timedelta(days=2))
+            past.setattr("hansa.federation.certificates.now", lambda: datetime.now(UTC) - timedelta(days=2))
             return channel_credentials(read_token(own.invite("late", hours=1)[0]))
 
     return {
@@ -192,7 +194,7 @@ def test_another_clients_blob(place: Standing, tmp_path: Path) -> None:
     theirs.cancel()
     transfer.upload(first, tmp_path / "secret", digest)
     for wanted in (digest, hashlib.sha256(b"").hexdigest(), "../../authority/authority.pem"):
-        assert code_of(lambda: list(other.GetBlob(pb.GetBlobRequest(digest=wanted), timeout=SHORT))) is DENIED  # noqa: B023
+        assert code_of(lambda: list(other.GetBlob(pb.GetBlobRequest(digest=wanted), timeout=SHORT))) is DENIED  # noqa: B023  # called before the loop goes on
     assert place.logged("refused", NAMES[1], why="no open task of it names")
 
 
@@ -226,7 +228,7 @@ def test_who_may_not_administer(role: str, place: Standing) -> None:
     if role == "client":
         calls |= {"Runs": pb.RunsRequest(protocol=PROTOCOL), "Members": pb.MembersRequest(protocol=PROTOCOL)}
     for name, message in calls.items():
-        assert code_of(lambda: getattr(stub, name)(message, timeout=SHORT)) is DENIED  # noqa: B023
+        assert code_of(lambda: getattr(stub, name)(message, timeout=SHORT)) is DENIED  # noqa: B023  # called before the loop goes on
     assert place.logged("refused", f"a-{role}", role=role, why="may not call this")
     assert not place.server.office.state.run(run).stop
     assert NAMES[0] in place.server.office.state.clients()
@@ -240,7 +242,7 @@ def test_an_administrator_is_no_client(place: Standing) -> None:
 
 def test_an_expired_token_is_not_even_sent(place: Standing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as past:
-        past.setattr("hansa.federation.identity._now", lambda: datetime.now(UTC) - timedelta(days=2))
+        past.setattr("hansa.federation.certificates.now", lambda: datetime.now(UTC) - timedelta(days=2))
         token, _ = place.server.office.authority.invite("late", "client", 1)
     with pytest.raises(InputError, match="expired on"):
         Client.join(place.server.address, token, tmp_path / "late")

@@ -21,7 +21,7 @@ from hansa.federated.server import Server
 from hansa.federation import link as links
 from hansa.federation import transfer
 from hansa.federation.blobs import blob_of
-from hansa.federation.identity import Credentials
+from hansa.federation.credentials import Credentials
 from hansa.federation.link import Link
 from hansa.federation.protocol import PROTOCOL
 from hansa.federation.protocol import hansa_pb2 as pb

@@ -31,10 +31,11 @@ from hansa.federated.admin import Event
 from hansa.federated.client import Client
 from hansa.federated.server import Server
 from hansa.federation import tracing
+from hansa.federation.credentials import Credentials
 from hansa.federation.endpoint import Readiness
-from hansa.federation.identity import Credentials, channel_credentials
 from hansa.federation.policy import Policy
 from hansa.federation.protocol import hansa_pb2 as pb
+from hansa.federation.tls import channel_credentials
 from tests.federation.parties import NAMES, job, joined, mine, served, threads, until
 
 DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))

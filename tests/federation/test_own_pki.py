@@ -22,7 +22,8 @@ from hansa.core.errors import HansaError, InputError
 from hansa.federated.client import Client
 from hansa.federated.relay import Relay
 from hansa.federated.server import Server
-from hansa.federation.identity import Authority, Credentials
+from hansa.federation.authority import Authority
+from hansa.federation.credentials import Credentials
 from tests.federation.parties import NAMES, job, mine, same_bits, served, simulated, working
 
 

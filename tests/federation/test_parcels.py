@@ -106,7 +106,7 @@ def test_any_reader_of_safetensors_reads_the_arrays(folder: Path) -> None:
     from safetensors.numpy import load_file
 
     found = load_file(written(folder, TREE))
-    assert np.array_equal(found["/params/w"], TREE["params"]["w"]) and np.array_equal(found["/params/b"], TREE["params"]["b"])  # type: ignore[index]
+    assert np.array_equal(found["/params/w"], TREE["params"]["w"]) and np.array_equal(found["/params/b"], TREE["params"]["b"])  # type: ignore[index]  # TREE holds trees and plain values
 
 
 def test_the_file_is_for_its_owner_only_and_never_replaced(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ FORGED = {
     "a product that wraps": (parcel(W, w=tensor(0, 0, 2**32, 2**32)), b""),
     "a negative dimension": (parcel(W, w=tensor(0, 64, -64)), bytes(64)),
     "a dimension that is true": (parcel(W, w=tensor(0, 1, True)), bytes(1)),
-    "a dimension that is no number": (parcel(W, w=tensor(0, 64, 64.0)), bytes(64)),  # type: ignore[arg-type]
+    "a dimension that is no number": (parcel(W, w=tensor(0, 64, 64.0)), bytes(64)),  # type: ignore[arg-type]  # the type is the fault
     "many dimensions": (parcel(W, w=tensor(0, 1, *[1] * 70)), bytes(1)),
     "an unknown dtype": (parcel(W, w=tensor(0, 64, 64, dtype="O")), bytes(64)),
     "a dtype that is no text": (parcel(W, w={**tensor(0, 64, 64), "dtype": ["U8"]}), bytes(64)),

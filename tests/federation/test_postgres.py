@@ -108,7 +108,7 @@ def test_a_database_that_was_away_for_a_moment(postgres: Callable[[], str], tmp_
             return committed(*arguments)
 
         committed = server.office.state.commit
-        server.office.state.commit = cutting  # type: ignore[method-assign]
+        server.office.state.commit = cutting  # type: ignore[method-assign]  # the cut is put in its place
         with threads(homes):
             done = server.train()
     assert cut == [2, 4]

@@ -25,9 +25,9 @@ from hansa.core.updates import Total
 from hansa.federated.client import Client, known_addresses
 from hansa.federated.relay import Relay
 from hansa.federated.server import Server
-from hansa.federation import calls, parcels, transfer
+from hansa.federation import parcels, results, transfer
 from hansa.federation.blobs import blob_of
-from hansa.federation.identity import Credentials
+from hansa.federation.credentials import Credentials
 from hansa.federation.link import Link, Refused
 from hansa.federation.nodes import is_node, nodes, summed
 from hansa.federation.policy import Policy
@@ -181,7 +181,7 @@ def test_a_relay_that_is_killed_goes_on(tmp_path: Path) -> None:
             for step in (*steps, ""):
                 one = process(["relay", "--home", str(home), "--listen", listen], tmp_path / "relay.log", step)
                 try:
-                    until(lambda: ended.is_set() or one.poll() is not None)  # noqa: B023
+                    until(lambda: ended.is_set() or one.poll() is not None)  # noqa: B023  # called before the loop goes on
                     died.append(one.poll())
                 finally:
                     end(one)
@@ -349,14 +349,14 @@ def test_large_results_are_added_in_their_files(tmp_path: Path) -> None:
         for k in range(7)
     ]
     for number, total in enumerate(totals):
-        parcels.write(tmp_path / str(number), calls.encode_result(total))
+        parcels.write(tmp_path / str(number), results.encode_result(total))
     read = [total_in(tmp_path / str(number)) for number in range(7)]
     assert all(isinstance(total.values["w"], np.memmap) for total in read)
     whole, plain = summed(read), flat(dict(enumerate(totals)))
     assert plain is not None and not isinstance(whole.values["w"], np.memmap)
     assert whole.values["w"].tobytes() == plain.values["w"].tobytes()
     assert (whole.weight, whole.clients, whole.metrics) == (plain.weight, plain.clients, plain.metrics)
-    parcels.write(tmp_path / "sum", calls.encode_result(whole))
+    parcels.write(tmp_path / "sum", results.encode_result(whole))
     again = total_in(tmp_path / "sum")
     assert again.values["w"].tobytes() == plain.values["w"].tobytes() and again.clients == 7
 

@@ -31,4 +31,4 @@ def test_a_clients_own_state_is_durable_before_its_report(tmp_path: Path) -> Non
     client = Client("127.0.0.1:1", data=mine(job(), "client-000"), home=tmp_path, name="client-000")
     store = client._open(text_of(served(job())), "run-1", 0, 1).worker.store
     store.write(1, {"client-000": {}})
-    assert store._open().execute("PRAGMA synchronous").fetchone() == (2,)  # type: ignore[attr-defined]
+    assert store._open().execute("PRAGMA synchronous").fetchone() == (2,)  # type: ignore[attr-defined]  # a DiskStore, of whose insides the contract does not speak

@@ -44,7 +44,7 @@ def task(number: int, client: str = "a", run: str = "run", call: str = CALL) -> 
 def running(state: State) -> State:
     """A run of the owner ``me`` with three open tasks."""
     state.submit("run", "a job", "text", "admin")
-    assert state.claim("me", 60).id == "run"  # type: ignore[union-attr]
+    assert state.claim("me", 60).id == "run"  # type: ignore[union-attr]  # None, and so an error, where there is nothing to claim
     state.open_tasks("run", "me", [task(0, "a"), task(1, "b"), task(2, "c")])
     return state
 
@@ -173,9 +173,9 @@ def test_the_newest_run_of_a_job_that_is_not_over_is_its_run(state: State) -> No
     assert state.submit_once("r4", "r", "another job", "admin", ended=True) == "r4"
     state.claim("server-1", 15)
     state.submit("r5", "r", "job", "admin")
-    assert state.claim("server-2", 15).id == "r4"  # type: ignore[union-attr]
+    assert state.claim("server-2", 15).id == "r4"  # type: ignore[union-attr]  # as above
     state.finish("r4", "server-2", "stopped", "stopped")
-    assert state.claim("server-2", 15).id == "r5"  # type: ignore[union-attr]
+    assert state.claim("server-2", 15).id == "r5"  # type: ignore[union-attr]  # as above
     state.finish("r5", "server-2", "finished", "done")
     assert state.submit_once("r6", "r", "job", "admin", ended=True) == "r3"  # it is still under way
     assert state.submit_once("r6", "r", "another job", "admin", ended=True) == "r4"
@@ -184,11 +184,11 @@ def test_the_newest_run_of_a_job_that_is_not_over_is_its_run(state: State) -> No
 def test_an_owner_finds_its_run_again(state: State) -> None:
     state.submit("run", "a job", "text", "admin")
     assert state.claim("me", 60) and state.claim("you", 60) is None
-    assert state.claim("me", 60).id == "run"  # type: ignore[union-attr]
+    assert state.claim("me", 60).id == "run"  # type: ignore[union-attr]  # as above
     state.release("run", "you")
     assert state.claim("you", 60) is None
     state.release("run", "me")
-    assert state.claim("you", 60).owner == "you"  # type: ignore[union-attr]
+    assert state.claim("you", 60).owner == "you"  # type: ignore[union-attr]  # as above
 
 
 def test_who_lost_its_lease_writes_nothing(running: State) -> None:
@@ -248,7 +248,7 @@ def test_tasks_that_are_there_stay_as_they_are(running: State) -> None:
     running.open_tasks("run", "me", [task(0), replace(task(3, "a"), opened=0.5)])
     assert [one.id for one in running.all_open()] == [task(3).id, task(1).id, task(2).id]
     assert [one.status for one in running.tasks_of("run", CALL)] == ["reported", "open", "open", "open"]
-    assert running.task(task(0).id).result == "d" * 64  # type: ignore[union-attr]
+    assert running.task(task(0).id).result == "d" * 64  # type: ignore[union-attr]  # None, and so an error, where there is no such task
     assert running.task("0" * 31) is None
 
 
@@ -266,7 +266,7 @@ def test_the_first_word_counts(running: State) -> None:
 def test_of_many_words_on_a_task_one_counts(running: State) -> None:
     verdicts = all_at_once(6, lambda number: running.report([told(0, "a", f"{number:064x}")])[0])
     used = [number for number, verdict in enumerate(verdicts) if verdict.used]
-    assert len(used) == 1 and running.task(task(0).id).result == f"{used[0]:064x}"  # type: ignore[union-attr]
+    assert len(used) == 1 and running.task(task(0).id).result == f"{used[0]:064x}"  # type: ignore[union-attr]  # as above
 
 
 def test_reports_in_any_order_do_not_wait_in_a_circle(running: State) -> None:
@@ -281,10 +281,10 @@ def test_what_is_not_used(running: State) -> None:
     assert [(v.known, v.used) for v in running.report([told(0, "a", late=True)])] == [(True, False)]
     running.close_tasks("run", "me", [task(0).id], "the round closed")
     assert [(v.known, v.used) for v in running.report([told(0, "a")])] == [(True, False)]
-    assert running.task(task(0).id).outcome == {"why": "the round closed"}  # type: ignore[union-attr]
+    assert running.task(task(0).id).outcome == {"why": "the round closed"}  # type: ignore[union-attr]  # as above
     assert running.report([told(1, "b")])[0].used
     running.close_tasks("run", "me", [task(1).id], "too late")
-    assert running.task(task(1).id).status == "reported"  # type: ignore[union-attr]
+    assert running.task(task(1).id).status == "reported"  # type: ignore[union-attr]  # as above
 
 
 def test_an_exchange_is_forgotten_with_its_round(running: State) -> None:

@@ -20,7 +20,7 @@ from hansa.core.errors import InputError
 from hansa.federation.blobs import Blob, Folder
 
 grpc = pytest.importorskip("grpc", reason="the extra federation is not installed")
-from hansa.federation import transfer  # noqa: E402
+from hansa.federation import transfer, wire  # noqa: E402  # only where grpc is
 from hansa.federation.protocol import hansa_pb2 as pb  # noqa: E402
 from hansa.federation.protocol import hansa_pb2_grpc as rpc  # noqa: E402
 
@@ -33,7 +33,7 @@ class Servicer(rpc.FederationServicer):
     """Uploads and downloads alone; who uploads says so in the metadata. ``cut`` says after how many bytes a call ends, and only once."""
 
     def __init__(self, blobs: Folder) -> None:
-        self.blobs, self.cut, self.seen = blobs, 0, list[int]()
+        self.blobs, self.shelf, self.cut, self.seen = blobs, transfer.Shelf(blobs), 0, list[int]()
 
     def on_bytes(self) -> Callable[[int], None]:
         left, self.cut = self.cut, 0
@@ -58,7 +58,7 @@ class Servicer(rpc.FederationServicer):
 
     async def GetBlob(self, request: Any, context: Any) -> Any:
         try:
-            async for chunk in transfer.send(self.blobs, request.digest, request.offset, self.on_bytes()):
+            async for chunk in transfer.send(self.shelf, request.digest, request.offset, self.on_bytes()):
                 yield chunk
         except transfer.Rejected as error:
             await context.abort(error.code, error.message)
@@ -76,7 +76,7 @@ class Running:
 
     async def _started(self) -> tuple[Any, int]:
         server = grpc.aio.server()
-        rpc.add_FederationServicer_to_server(self.servicer, server)
+        wire.add_federation(self.servicer, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         return server, port
@@ -102,7 +102,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
 @contextmanager
 def stub_at(port: int) -> Iterator[Any]:
     with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
-        yield rpc.FederationStub(channel)
+        yield wire.FederationStub(channel)
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def file(tmp_path: Path) -> Path:
 def code_of(work: Callable[[], Any]) -> Any:
     with pytest.raises(grpc.RpcError) as caught:
         work()
-    return caught.value.code()  # type: ignore[attr-defined]
+    return caught.value.code()  # type: ignore[attr-defined]  # grpc's stubs leave it out: every error of a call is a Call too
 
 
 @pytest.mark.parametrize("content", [CONTENT, b"", CONTENT[: 1 << 20]], ids=["several chunks", "empty", "one chunk"])
@@ -348,7 +348,7 @@ def test_many_may_send_the_same_blob_at_once_and_one_of_them_something_else(
         try:
             transfer.upload(As(stub, str(owner)), tmp_path / "bad" if owner == 3 else file, DIGEST)
         except grpc.RpcError as error:
-            return error.code()  # type: ignore[attr-defined]
+            return error.code()  # type: ignore[attr-defined]  # as above
         return None
 
     with ThreadPoolExecutor(6) as pool:
@@ -358,7 +358,8 @@ def test_many_may_send_the_same_blob_at_once_and_one_of_them_something_else(
     assert running.servicer.blobs.local(DIGEST).read_bytes() == CONTENT
 
 
-def test_memory_does_not_grow_with_the_blob(running: Running, stub: Any, tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_blob(running: Running, stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "SHELF", 2 * transfer.CHUNK)
     path = tmp_path / "large"
     with open(path, "wb") as large:
         large.truncate(LIMIT)

@@ -16,7 +16,8 @@ from hansa import runs
 from hansa.core.errors import InputError, RunFailed
 from hansa.federated.client import addresses_of, known_addresses
 from hansa.federated.home import Home
-from hansa.federation.identity import Credentials, Role
+from hansa.federation.credentials import Credentials
+from hansa.federation.identity import Role
 from hansa.federation.link import Link
 from hansa.federation.protocol import PROTOCOL
 from hansa.federation.protocol import hansa_pb2 as pb
@@ -69,7 +70,7 @@ class Admin:
         while True:
             request = pb.WatchRequest(protocol=PROTOCOL, run=run, after=last)
             try:
-                for event in self._link.once(lambda _, administration: administration.Watch(request)):  # noqa: B023
+                for event in self._link.once(lambda _, administration: administration.Watch(request)):  # noqa: B023  # called before the loop goes on
                     last = event.number
                     yield Event(event.number, event.time, event.kind, json.loads(event.content))
                 return

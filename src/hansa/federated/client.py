@@ -26,7 +26,8 @@ from hansa.federated.home import Home
 from hansa.federated.watched import WatchedClient
 from hansa.federation.audit import Audit
 from hansa.federation.client import Desk, Seat, work
-from hansa.federation.identity import Credentials, Identity, read_token, request
+from hansa.federation.credentials import Credentials, read_token, request
+from hansa.federation.identity import Identity
 from hansa.federation.link import Link
 from hansa.federation.policy import Ask, Policy
 from hansa.federation.protocol import PROTOCOL

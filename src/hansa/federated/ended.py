@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hansa import training
+from hansa import judging, opening
 from hansa.core.blocks import Block
 from hansa.core.blocks import Client as Recipe
 from hansa.core.contracts import Engine, Result
@@ -56,12 +57,12 @@ def kept_run(row: RunRow, job: Job, folder: Path, blobs: Blobs, clients: Sequenc
     if row.state is None or not (folder / FACTS).exists() or RunFolder(folder).status()["status"] != "finished":
         return None
     kept, facts = RunFolder(folder), json.loads(load_tree(folder / FACTS)["facts"].tobytes())
-    setting = play(engine, training.setting_steps(job, clients, engine, facts=facts))
+    setting = play(engine, opening.setting_steps(job, clients, engine, facts=facts))
     state, told, history = load_tree(blobs.local(row.state)), kept.read_json("clients.json"), kept.metrics()
-    best = state["best"] if job.evaluation.best else None
+    best, params = state["best"] if job.evaluation.best else None, judging.chosen_params(job, state)
     judged = _record_of(history, state["round"] if best is None else best["round"])
     return Run(
-        job=job, model=training.exported(setting, state), params=training.chosen_params(job, state), history=history,
+        job=job, params=params, history=history, export=partial(judging.exported, setting, state["preparation"], params),
         metrics={name: value for name, value in judged.items() if name.partition("/")[0] in ("validation", "test", "central")},
         by_client=told["metrics"], directory=folder, ended=told["ended"], seconds=kept.status()["seconds"],
     )  # fmt: skip

@@ -10,7 +10,8 @@ from types import TracebackType
 from hansa.core.errors import InputError
 from hansa.federated.client import addresses_of, known_addresses, renewed
 from hansa.federated.server import Server
-from hansa.federation.identity import Credentials, Role
+from hansa.federation.credentials import Credentials
+from hansa.federation.identity import Role
 from hansa.federation.link import Link
 from hansa.federation.office import Limits
 from hansa.federation.relay import Post, work

@@ -26,13 +26,16 @@ from hansa.federated.playable import name_of, options_of, playable
 from hansa.federated.player import LOOK, Player
 from hansa.federated.watched import WatchedServer, loop_serves
 from hansa.federation.audit import Audit
+from hansa.federation.authority import Authority
 from hansa.federation.blobs import Blobs, open_blobs
-from hansa.federation.identity import Authority, Credentials, Role, server_credentials
+from hansa.federation.credentials import Credentials
+from hansa.federation.identity import Role
 from hansa.federation.office import Limits, Office, invite, revoke, submit
 from hansa.federation.options import Federation
 from hansa.federation.presence import Bell, Presence
 from hansa.federation.serving import serve
 from hansa.federation.state import State
+from hansa.federation.tls import server_credentials
 from hansa.job import Job
 from hansa.runs import Run
 
@@ -104,7 +107,7 @@ class Server:
         state = State.open(database or f"sqlite:///{self.home.path / 'state.sqlite'}")
         try:
             self.check(state)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: no office holds the state yet, and so nobody else would close it
             state.close()
             raise
         ca = Authority.open_or_create(Path(authority) if authority else self.home.path / "authority", "Hansa federation")

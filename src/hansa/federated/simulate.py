@@ -18,7 +18,7 @@ import numpy as np
 import tomli_w
 
 from hansa import job as jobs
-from hansa import runs, training
+from hansa import opening, runs
 from hansa.core.errors import InputError, RunFailed
 from hansa.data import recipes
 from hansa.data.elsewhere import Elsewhere
@@ -56,7 +56,7 @@ def simulate(
     loaded = job if isinstance(job, Job) else jobs.load(job)
     if not jobs.is_plain(loaded):
         raise InputError("simulate: the clients are told their data as TOML, and this job holds objects that TOML cannot name")
-    ids = [client.id for client in training.clients_of(loaded)]
+    ids = [client.id for client in opening.clients_of(loaded)]
     with (
         _home(home) as place,
         Server(_served(loaded, len(ids)), home=place / "server", listen="127.0.0.1:0", quiet=quiet) as server,

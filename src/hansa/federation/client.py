@@ -22,7 +22,7 @@ from hansa.core.blocks import Block
 from hansa.core.errors import InputError
 from hansa.core.updates import Failure
 from hansa.core.worker import Worker, attempt
-from hansa.federation import calls, parcels, transfer, wire
+from hansa.federation import calls, parcels, results, transfer
 from hansa.federation.audit import Audit
 from hansa.federation.faults import reached
 from hansa.federation.link import Interrupted, Link, Refused
@@ -135,7 +135,7 @@ def _uploaded(desk: Desk, path: Path, said: Callable[[str], None]) -> dict[str, 
     blob = pb.Blob(digest=path.name, size=path.stat().st_size)
     try:
         with desk.seen.step("upload"):
-            desk.link.call(lambda federation, _: transfer.upload(federation, path, blob.digest, wire.piece), desk.stop, said)
+            desk.link.call(lambda federation, _: transfer.upload(federation, path, blob.digest), desk.stop, said)
     except Refused as error:
         if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             return {"failure": pb.Failure(kind="ResultRefused", message=f"the server refused the result: {error}")}
@@ -186,7 +186,7 @@ def _outcome(
     if refusal is not None:
         return _refused(desk, task, refusal)
     path = folder / "result"
-    return path.rename(folder / parcels.write(path, calls.encode_result(result)))
+    return path.rename(folder / parcels.write(path, results.encode_result(result)))
 
 
 def _refused(desk: Desk, task: Any, refusal: Refusal) -> dict[str, Any]:
@@ -234,5 +234,5 @@ class _Beating:
             # A beat that fails says nothing: whoever reports the result will find out the same, and say it.
             with suppress(grpc.RpcError, Refused, Interrupted):
                 request = pb.NextRequest(protocol=PROTOCOL, working=[self._task])
-                reply = self._desk.link.once(lambda federation, _: federation.Next(request))  # noqa: B023
+                reply = self._desk.link.once(lambda federation, _: federation.Next(request))  # noqa: B023  # called before the loop goes on
                 self.unwanted = self._task not in reply.wanted

@@ -19,11 +19,12 @@ from hansa.core.blocks import Block, Client
 from hansa.core.contracts import ClientStore, Collectives, Result, UnboundLearner
 from hansa.core.errors import InputError, RunFailed
 from hansa.core.updates import Absorbed, Failure, Total, Update
-from hansa.federation import calls, parcels
+from hansa.federation import calls, expectations, parcels
 from hansa.federation.blobs import Blob, Blobs
 from hansa.federation.faults import reached
 from hansa.federation.options import Federation
 from hansa.federation.presence import Bell, Presence
+from hansa.federation.results import decode_result
 from hansa.federation.seen import UNWATCHED, Unwatched
 from hansa.federation.state import State, Task
 
@@ -113,7 +114,7 @@ class FederationEngine:
         # Before training every client has to say what it has: only silence ends the wait there.
         timed = calls.kind_of(call) in ("train", "evaluate")
         enough = math.ceil(play.options.enough * total) if timed else total
-        alike: calls.Expected | None = None  # what the first result shows of the others, beyond what the call tells
+        alike: expectations.Expected | None = None  # what the first result shows of the others, beyond what the call tells
         opened = {task.id: task.opened for task in play.state.tasks_of(play.run, blob.digest)}
         looked = 0.0
         news: set[str] = set()
@@ -127,7 +128,7 @@ class FederationEngine:
             for task in told:
                 block = left.pop(task.id, None)
                 if block is not None:
-                    expected = alike or calls.expected(call, task.client)
+                    expected = alike or expectations.expected(call, task.client)
                     result = self._result(task, expected)
                     if alike is None and isinstance(result, Total | Update) and not expected.nested:
                         alike = expected.like(result)
@@ -190,7 +191,7 @@ class FederationEngine:
         if task.result is not None:
             clients = int((task.outcome or {}).get("clients", 1))
             try:
-                result = calls.decode_result(parcels.read(self._playing.blobs.local(task.result)), expected, clients, taken=True)
+                result = decode_result(parcels.read(self._playing.blobs.local(task.result)), expected, clients, taken=True)
             except InputError as error:  # it is unlike those of the others; alone it was well-formed
                 return Failure((task.client,), "ResultRefused", f"client {task.client}: {error}")
             return replace(result, clients=(task.client,)) if isinstance(result, Update) else result

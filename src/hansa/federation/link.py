@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import grpc
 
 from hansa.core.errors import HansaError, InputError
-from hansa.federation.identity import Credentials, channel_credentials
+from hansa.federation.credentials import Credentials
 from hansa.federation.protocol import hansa_pb2_grpc as rpc
+from hansa.federation.tls import channel_credentials
 from hansa.federation.wire import FederationStub
 
 R = TypeVar("R")

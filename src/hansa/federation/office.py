@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hansa.federation.audit import Audit
+from hansa.federation.authority import Authority
 from hansa.federation.blobs import Blobs
 from hansa.federation.handshakes import Handshakes
-from hansa.federation.identity import Authority
 from hansa.federation.presence import Bell, Presence
 from hansa.federation.state import State
 

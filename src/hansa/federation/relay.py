@@ -22,7 +22,7 @@ import grpc
 
 from hansa.core.errors import InputError
 from hansa.core.updates import Total
-from hansa.federation import calls, parcels, transfer
+from hansa.federation import calls, expectations, parcels, results, transfer
 from hansa.federation.blobs import Blob, blob_of
 from hansa.federation.client import CALL_BYTES
 from hansa.federation.faults import reached
@@ -107,7 +107,7 @@ def _listen(post: Post) -> None:
         post.renew()
         known = [task.id for task in office.state.in_hand()]
         request = pb.NextRequest(protocol=PROTOCOL, working=known)
-        reply = post.ask(lambda federation, _: federation.Next(request))  # noqa: B023
+        reply = post.ask(lambda federation, _: federation.Next(request))  # noqa: B023  # called before the loop goes on
         gone = set(known) - set(reply.wanted)
         if gone:
             office.state.passed(gone, "the server wants it no longer")
@@ -194,7 +194,7 @@ def _tell(post: Post) -> None:
             behind = [pb.Behind(name=name, silent=seconds) for name, seconds in silent.items()]
             request = pb.NextRequest(protocol=PROTOCOL, behind=behind, held=sorted(held - post.held))
             try:
-                reply = post.link.once(lambda federation, _: federation.Next(request))  # noqa: B023
+                reply = post.link.once(lambda federation, _: federation.Next(request))  # noqa: B023  # called before the loop goes on
                 named, last = set(silent), time.monotonic()
                 post.held.clear()
                 post.held.update(held)
@@ -286,7 +286,7 @@ def broken(rows: Sequence[Task]) -> list[Task]:
 
 
 def _collective(post: Post, call: str) -> str:
-    return calls.expected(calls.decode_call(parcels.read(post.office.blobs.local(call)))).collective
+    return expectations.expected(calls.decode_call(parcels.read(post.office.blobs.local(call)))).collective
 
 
 def _outcome(row: Task) -> dict[str, Any]:
@@ -328,7 +328,7 @@ def _send(post: Post, part: Sequence[Task]) -> None:
 def _summed(post: Post, part: Sequence[Task], path: Path) -> Blob:
     """Write the sum of a node. Large results are read slice by slice, so that memory holds one of them."""
     whole = summed([None if row.result is None else total_in(post.office.blobs.local(row.result)) for row in part])
-    parcels.write(path, calls.encode_result(whole))
+    parcels.write(path, results.encode_result(whole))
     return blob_of(path)
 
 

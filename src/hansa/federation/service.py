@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 
 from hansa.core.errors import InputError
-from hansa.federation import calls, parcels, transfer
+from hansa.federation import calls, expectations, parcels, results, transfer, wire
 from hansa.federation.desk import Desk
 from hansa.federation.doors import REVOKED, Doors
 from hansa.federation.faults import reached
@@ -232,12 +232,12 @@ class FederationService(rpc.FederationServicer):
         if expected is None:
             if len(self._expected) > 64:
                 self._expected.clear()
-            expected = calls.expected(calls.decode_call(parcels.read(blobs.local(task.call))), task.client)
+            expected = expectations.expected(calls.decode_call(parcels.read(blobs.local(task.call))), task.client)
             if not expected.nested:
                 self._expected[task.call] = expected
         if clients > 1 and expected.collective != "sum":
             raise InputError("result: it is a sum, and the call wants to see what each client gives ('gather')")
-        calls.decode_result(parcels.read(blobs.local(digest)), expected, clients)
+        results.decode_result(parcels.read(blobs.local(digest)), expected, clients)
 
     async def PutBlob(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         who = await self._doors.let_in(context, "client", "relay")
@@ -266,12 +266,12 @@ class FederationService(rpc.FederationServicer):
         job = next((t.run for t in mine if self._desk.jobs[t.run][0] == request.digest), None)
         if job is not None:
             text = (await asyncio.to_thread(self._office.state.run, job)).job.encode()
-            yield pb.Chunk(data=text[request.offset :])
+            yield wire.chunk(text[request.offset :])
             return
         if not any(task.call == request.digest for task in mine):
             await self._doors.refuse(context, who.name, who.role, "it asked for a blob that no open task of it names")
         on_bytes = self._doors.watched(who)
-        chunks = transfer.send(self._office.blobs, request.digest, request.offset, on_bytes, self._shelf)
+        chunks = transfer.send(self._shelf, request.digest, request.offset, on_bytes)
         try:
             async with self._down.turn(who.name):
                 on_bytes(0)  # it may have been revoked while it waited

@@ -38,20 +38,16 @@ class Rejected(Exception):
         self.code, self.message = code, message
 
 
-def _piece(part: bytes) -> Any:
-    return pb.PutBlobRequest(data=part)
-
-
-def upload(stub: Any, path: Path, digest: str, piece: Callable[[bytes], Any] = _piece) -> None:
+def upload(stub: Any, path: Path, digest: str) -> None:
     """Send a file whose digest is known, from where the server stopped the last time; when this returns, the server has it durably.
 
-    piece: makes a message with content, as the stub takes it.
+    stub: a :class:`hansa.federation.wire.FederationStub`.
 
     Raises grpc.RpcError as the call does.
     """
     size = path.stat().st_size
     start: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-    replies = stub.PutBlob(_requests(path, pb.Blob(digest=check_digest(digest), size=size), start, piece))
+    replies = stub.PutBlob(_requests(path, pb.Blob(digest=check_digest(digest), size=size), start))
     try:
         for reply in replies:
             if reply.complete:
@@ -63,7 +59,7 @@ def upload(stub: Any, path: Path, digest: str, piece: Callable[[bytes], Any] = _
         replies.cancel()
 
 
-def _requests(path: Path, blob: Any, start: queue.SimpleQueue[int | None], piece: Callable[[bytes], Any]) -> Iterator[Any]:
+def _requests(path: Path, blob: Any, start: queue.SimpleQueue[int | None]) -> Iterator[Any]:
     yield pb.PutBlobRequest(blob=blob)
     offset = start.get()
     if offset is None:
@@ -72,7 +68,7 @@ def _requests(path: Path, blob: Any, start: queue.SimpleQueue[int | None], piece
         file.seek(offset)
         while part := file.read(CHUNK):
             offset += len(part)
-            yield piece(part)
+            yield wire.piece(part)
             if offset < blob.size:
                 reached("client.partly_uploaded")
 
@@ -221,17 +217,21 @@ class Shelf:
     """
 
     def __init__(self, blobs: Blobs) -> None:
-        self.blobs = blobs
-        self._chunks: OrderedDict[tuple[str, int], asyncio.Future[bytes]] = OrderedDict()
+        self._blobs = blobs
+        self._chunks: OrderedDict[tuple[str, int], asyncio.Future[Any]] = OrderedDict()
+
+    async def size(self, digest: str) -> int:
+        """Bytes of a blob. Raises MissingBlob, and InputError for what is no digest."""
+        return int(await self._kept((digest, -1), self._blobs.size, digest))
 
     async def chunk(self, digest: str, offset: int, size: int) -> bytes:
         """The message with what a blob of that size has from an offset on. Raises MissingBlob."""
-        place = digest, offset
+        return bytes(await self._kept((digest, offset), self._read, digest, offset, min(CHUNK, size - offset)))
+
+    async def _kept(self, place: tuple[str, int], read: Callable[..., Any], *of: Any) -> Any:
         found = self._chunks.get(place)
         if found is None:
-            found = self._chunks[place] = asyncio.ensure_future(
-                asyncio.to_thread(self._read, digest, offset, min(CHUNK, size - offset))
-            )
+            found = self._chunks[place] = asyncio.ensure_future(asyncio.to_thread(read, *of))
             found.add_done_callback(lambda done: self._drop(place) if done.cancelled() or done.exception() else None)
             while len(self._chunks) > SHELF // CHUNK:
                 self._chunks.popitem(last=False)
@@ -243,33 +243,23 @@ class Shelf:
         self._chunks.pop(place, None)
 
     def _read(self, digest: str, offset: int, length: int) -> bytes:
-        return wire.chunk(next(self.blobs.read(digest, offset, length), b""))
+        return wire.chunk(next(self._blobs.read(digest, offset, length), b""))
 
 
-async def send(
-    blobs: Blobs, digest: str, offset: int, on_bytes: Callable[[int], None], shelf: Shelf | None = None
-) -> AsyncIterator[Any]:
-    """The server's side of a download: chunks from an offset on.
-
-    shelf: of the same blobs; chunks come from there, and as they are on the wire.
+async def send(shelf: Shelf, digest: str, offset: int, on_bytes: Callable[[int], None]) -> AsyncIterator[bytes]:
+    """The server's side of a download: chunks from an offset on, as they are on the wire.
 
     on_bytes: told the size of every chunk when it was taken; what it raises ends the download.
 
     Raises Rejected for a blob that is not there, and for an offset beyond its end.
     """
     try:
-        size = await asyncio.to_thread(blobs.size, digest)
+        size = await shelf.size(digest)
         if offset > size:
             raise Rejected(grpc.StatusCode.OUT_OF_RANGE, f"blob {digest}: it has {size:,} bytes, and byte {offset:,} was asked for")
-        if shelf is not None:
-            for start in range(offset, size, CHUNK):
-                yield await shelf.chunk(digest, start, size)
-                on_bytes(min(CHUNK, size - start))
-            return
-        chunks = blobs.read(digest, offset, CHUNK)
-        while part := await asyncio.to_thread(next, chunks, b""):
-            yield pb.Chunk(data=part)
-            on_bytes(len(part))
+        for start in range(offset, size, CHUNK):
+            yield await shelf.chunk(digest, start, size)
+            on_bytes(min(CHUNK, size - start))
     except MissingBlob as error:
         raise Rejected(grpc.StatusCode.NOT_FOUND, str(error)) from None
     except InputError as error:
