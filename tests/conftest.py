@@ -16,9 +16,12 @@ import pytest
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+# Ray's workers are nice to others; where the tests of another module use the other core, they would hardly run at all.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 LONG = (
-    "engines/test_ray.py", "engines/test_spark.py", "engines/test_dask.py", "learners/test_parallel.py", "engines/test_torchrun.py",
-    "federation/test_faults.py", "federation/test_postgres.py", "conformance/test_engine.py", "cli/test_main.py", "test_runs.py",
+    "engines/test_ray.py", "engines/test_spark.py", "conformance/test_engine.py", "engines/test_dask.py", "learners/test_parallel.py",
+    "engines/test_torchrun.py", "federation/test_faults.py", "federation/test_postgres.py", "cli/test_main.py", "test_runs.py",
     "learners/test_jax.py", "test_examples.py", "test_docs.py", "test_search.py", "engines/test_processes.py", "federation/test_soak.py",
     "federation/test_relay.py", "conformance/test_learner.py", "engines/test_remote_gang.py", "test_each.py", "core/test_coded.py",
 )  # fmt: skip

@@ -14,7 +14,9 @@ from sklearn.preprocessing import StandardScaler
 from hansa.core.blocks import Block, Client, LoadedBlock, Splits, Table, blocks_of
 from hansa.core.contracts import Algorithm, Engine, Learner, Schema, State
 from hansa.core.loop import Terms, play_round
+from hansa.core.params import Params
 from hansa.core.store import MemoryStore
+from hansa.core.synchrony import Assembly, Basis, GangCall
 from hansa.engines.inline import Inline
 
 SIZES = (17, 64, 5, 40, 23, 31, 9)
@@ -126,6 +128,18 @@ def play(
     return state
 
 
+def play_gang(algorithm: Any, learner: Any, name: str, rounds: int, *, engine: Any, home: str) -> Params:
+    """Rounds that members play together, from the same params; returns those after the last."""
+    basis = Basis(learner, clients(name), schema(name))
+    bound = learner.bind(schema(name))
+    state = algorithm.init(bound.init(5), bound.kinds())
+    for number in range(1, rounds + 1):
+        message = algorithm.broadcast(state, number)
+        call = GangCall(basis, algorithm, algorithm.parallel, 11, number, 1.0, home, message.params or None)
+        state = algorithm.update(state, Assembly(call).answer(engine))
+    return state["params"]
+
+
 def blocks(name: str, size: int = 3) -> list[Block]:
     return blocks_of(range(len(clients(name))), size)
 
@@ -134,4 +148,4 @@ def same_bits(first: dict[str, Any], second: dict[str, Any]) -> bool:
     return list(first) == list(second) and all(np.array_equal(first[name], second[name]) for name in first)
 
 
-__all__ = ["Engine", "blocks", "clients", "data_for", "load", "loaded", "play", "rows", "same_bits", "schema"]
+__all__ = ["Engine", "blocks", "clients", "data_for", "load", "loaded", "play", "play_gang", "rows", "same_bits", "schema"]

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from hansa.algorithms.coordinate_descent import CoordinateDescent
 from hansa.algorithms.fedavg import FedAvg
 from hansa.algorithms.fedmedian import FedMedian
 from hansa.algorithms.newton import Newton
 from hansa.algorithms.scaffold import Scaffold
+from hansa.algorithms.sharing_admm import SharingADMM
+from hansa.algorithms.synchronous import Synchronous
 from hansa.core.blocks import Block
 from hansa.core.contracts import Collectives, Engine
 from hansa.core.errors import RunFailed
 from hansa.core.local import Local
 from hansa.core.loop import Exchange, collect
-from hansa.core.store import DiskStore
+from hansa.core.store import DiskStore, MemoryStore
+from hansa.core.synchrony import Layout
 from hansa.core.updates import Failure, Update
 from hansa.engines.dask import Dask
 from hansa.engines.inline import Inline, InlineEngine
@@ -51,17 +57,42 @@ LEARNER = Sklearn(estimator=LogisticRegression())
 LOCAL = Local(epochs=1, batch_size=8, learning_rate=0.1)
 
 
+@dataclass
+class Running:
+    """An engine that is started for all tests here, and again where one of them is about other clients than the last."""
+
+    engine: Any
+    folder: Path
+    holds: str = ""
+
+    def holding(self, name: str) -> Any:
+        if name != self.holds:
+            self.engine.start(LEARNER, problem.clients(name), DiskStore(self.folder / f"{name}.sqlite"))
+            self.holds = name
+        return self.engine
+
+
 @pytest.fixture(scope="module", params=ENGINES.values(), ids=ENGINES.keys())
-def engine(request: Any, tmp_path_factory: Any) -> Iterator[Engine]:
+def running(request: Any, tmp_path_factory: Any) -> Iterator[Running]:
     needed = NEEDS.get(request.param.name, "hansa")
     if find_spec(needed) is None:  # not imported here: Ray reads what it must keep quiet about when it is imported
         pytest.skip(f"{needed} is not installed; the extra is hansa[{request.param.name}]")
     if request.param.name == "spark":
         request.getfixturevalue("spark")
-    running = request.param.build()
-    running.start(LEARNER, problem.clients("breast_cancer"), DiskStore(tmp_path_factory.mktemp("store") / "clients.sqlite"))
-    yield running
-    running.stop()
+    with ExitStack() as opened:
+        if request.param.name == "ray":  # it lasts as long as an engine is in it, also while the other is started again
+            beside: Any = request.param.build()
+            beside.start(LEARNER, (), MemoryStore())
+            opened.callback(beside.stop)
+        made = request.param.build()
+        opened.callback(made.stop)
+        yield Running(made, tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture
+def engine(running: Running) -> Engine:
+    held: Engine = running.holding("breast_cancer")
+    return held
 
 
 @dataclass(frozen=True)
@@ -149,3 +180,37 @@ def test_a_gang_shares_collectives(engine: Engine) -> None:
 def test_a_gang_is_all_or_nothing(engine: Engine) -> None:
     with pytest.raises(RunFailed, match="member one has no luck"):
         engine.gang(one_raises, 2)
+
+
+SAME_MEMBERS = {"processes, 1", "dask, 3", "torchrun, 3"}
+"""Engines that differ from another one here in the number of workers alone: a gang of two is the same there."""
+
+
+def test_a_gang_trains_a_module_as_one_process_does(engine: Engine, request: Any, tmp_path: Path) -> None:
+    """Two members with half of the rows and of every param each; what the optimiser holds comes from one round to the next."""
+    pytest.importorskip("torch", reason="gangs of modules need hansa[torch]")
+    if request.node.callspec.id in SAME_MEMBERS:
+        pytest.skip("the same engine with another number of workers is held to it")
+    from hansa.learners.torch import TorchLearner
+    from tests.learners.parallel_modules import perceptron
+
+    learner = TorchLearner(module=perceptron, options={"inputs": 30, "outputs": 2}, l2=0.01)
+    alone = Synchronous(steps=4, batch_size=50, learning_rate=0.1, arguments={"momentum": 0.9})
+    one = Inline().build()
+    here = problem.play_gang(alone, learner, "breast_cancer", 2, engine=one, home=str(tmp_path / "one"))
+    one.stop()
+    algorithm = alone if isinstance(engine, InlineEngine) else replace(alone, parallel=Layout(shard=2))
+    there = problem.play_gang(algorithm, learner, "breast_cancer", 2, engine=engine, home=str(tmp_path / "both"))
+    assert list(here) == list(there) and not problem.same_bits(here, learner.bind(problem.schema("breast_cancer")).init(5))
+    for name, value in here.items():
+        np.testing.assert_allclose(there[name], value, rtol=1e-10, atol=1e-12, err_msg=name)
+
+
+def test_a_model_split_by_columns_has_the_same_bits_as_inline(running: Running) -> None:
+    """Every client keeps the weights of its own columns where it is, and only one has labels. The last, as others need other clients."""
+    name = "breast_cancer" + problem.BY_FEATURES
+    engine = running.holding(name)
+    for algorithm in (CoordinateDescent(), SharingADMM()):
+        here = problem.play(algorithm, LEARNER, name, 4)["params"]
+        there = problem.play(algorithm, LEARNER, name, 4, engine=engine)["params"]
+        assert problem.same_bits(here, there) and any(value.any() for value in here.values()), algorithm.name

@@ -233,7 +233,7 @@ def test_client_state_is_one_for_all_workers(disk: bool, tmp_path: Path) -> None
             assert not [result for result in results if isinstance(result, Failure)], results
             values = [result.values["n"] for result in results]
             assert np.all(np.concatenate(values) == number - 1)
-        assert np.all(store.read("c3", 9)["n"] == 4)  # type: ignore[index]
+        assert np.all(store.read("c3", 9)["n"] == 4)  # type: ignore[index]  # None, and so an error, where nothing was written
     finally:
         engine.stop()
 

@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="gangs of modules need hansa[torch]")
 
-import hansa  # noqa: E402
+import hansa  # noqa: E402  # only where PyTorch is
 from hansa.algorithms.diloco import DiLoCo  # noqa: E402
 from hansa.algorithms.synchronous import Synchronous  # noqa: E402
 from hansa.core.blocks import Table  # noqa: E402
@@ -23,7 +23,6 @@ from hansa.core.randomness import generator  # noqa: E402
 from hansa.core.synchrony import Assembly, Basis, GangCall, Layout, Synchrony  # noqa: E402
 from hansa.engines.inline import InlineEngine  # noqa: E402
 from hansa.engines.processes import ProcessesEngine  # noqa: E402
-from hansa.engines.torchrun import Torchrun  # noqa: E402
 from hansa.learners.parallel.batches import Share  # noqa: E402
 from hansa.learners.parallel.pipeline import cut, microbatches_of  # noqa: E402
 from hansa.learners.parallel.tensor import plan_of  # noqa: E402
@@ -326,17 +325,6 @@ def test_a_run_goes_on_after_a_member_was_killed_and_on_another_layout(tmp_path:
     resumed = hansa.resume(folder, elsewhere, quiet=True)
     assert_near(resumed.params, whole.params)
     assert [record["round"] for record in resumed.history] == [1, 2, 3, 4]
-
-
-def test_a_gang_of_torchrun_is_the_same(tmp_path: Path) -> None:
-    learner, algorithm = TorchLearner(module=modules.perceptron), replace(ADAM, parallel=Layout(shard=2))
-    params, engine = begin(learner, "digits"), Torchrun(workers=2).build()
-    engine.start(learner, modules.clients("digits"), None)
-    try:
-        state, _ = play(engine, learner, algorithm, tmp_path, algorithm.init(params, {}), rounds=2)
-    finally:
-        engine.stop()
-    assert_near(state["params"], plain(learner, algorithm, params, 12)[0])
 
 
 # What cannot work
