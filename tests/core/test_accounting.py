@@ -78,19 +78,19 @@ def test_the_parts_of_a_map_add_up_to_its_time(clock: Clock) -> None:
 
 
 def test_compute_that_nobody_waited_for_is_in_no_part(clock: Clock) -> None:
-    exchange = Exchange(None, BLOCKS, "gather", 1.0, 1)  # type: ignore[arg-type]
-    collect(Scripted(clock, waits=(1.0, 1.0, 1.0)), exchange)  # type: ignore[arg-type]
+    exchange = Exchange(None, BLOCKS, "gather", 1.0, 1)  # type: ignore[arg-type]  # the engine calls nothing
+    collect(Scripted(clock, waits=(1.0, 1.0, 1.0)), exchange)  # type: ignore[arg-type]  # it has only a map
     assert exchange.times == Times(wait=0.0, transfer=2.5, compute=3.0, reduce=0.0, work=11.0)
 
 
 def test_many_tasks_have_the_times_of_the_map_that_they_shared(clock: Clock) -> None:
     def steps(block: Block) -> Any:
-        exchange = Exchange(None, [block], "gather", 1.0, 1)  # type: ignore[arg-type]
+        exchange = Exchange(None, [block], "gather", 1.0, 1)  # type: ignore[arg-type]  # the engine calls nothing
         yield exchange
         return exchange.times
 
     tasks = [Task(str(block.number), steps(replace(block, number=0))) for block in BLOCKS]
-    ended = list(together(Scripted(clock), tasks))  # type: ignore[arg-type]
+    ended = list(together(Scripted(clock), tasks))  # type: ignore[arg-type]  # it has only a map
     assert [one.result for one in ended] == [Times(wait=9.0, transfer=2.5, compute=8.0, reduce=0.0, work=11.0)] * 3
 
 
@@ -108,7 +108,7 @@ def test_reduce_is_bringing_together_and_the_next_state(clock: Clock) -> None:
             )
         )  # fmt: skip
         exchange = next(steps)
-        answer = collect(Scripted(clock), exchange)  # type: ignore[arg-type]
+        answer = collect(Scripted(clock), exchange)  # type: ignore[arg-type]  # it has only a map
         with pytest.raises(StopIteration) as end:
             steps.send(answer)
     _, times = end.value.value

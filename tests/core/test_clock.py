@@ -322,9 +322,9 @@ def test_a_round_of_a_trace(tmp_path: Path) -> None:
     clock = written(tmp_path)
     fleet = clock.open("abc")
     usual = {"population": 3, "size": 3, "seed": 0, "round": 1, "load": Load(1, 1000, 500), "quorum": 0.3}
-    result = turnout(clock, fleet, three, now=60.0, **usual)  # type: ignore[arg-type]
+    result = turnout(clock, fleet, three, now=60.0, **usual)  # type: ignore[arg-type]  # options of several types
     assert result.used.tolist() == [0, 1, 2] and result.seconds == pytest.approx(1 + 1000 / 900 + 30 / 5 + 500 / 900)
-    result = turnout(clock, fleet, three, now=118.0, **usual)  # type: ignore[arg-type]
+    result = turnout(clock, fleet, three, now=118.0, **usual)  # type: ignore[arg-type]  # as above
     assert result.used.tolist() == [0, 2] and (result.invited, result.dropped) == (3, 1)  # b's window ends before it reports
 
 

@@ -70,7 +70,7 @@ def test_tasks_have_the_bits_that_they_have_alone(engine: Engine, at_once: int) 
 class Unlucky(hansa.FedAvg):
     """FedAvg that raises at one client in its second round."""
 
-    def work(self, learner, message, block):  # type: ignore[no-untyped-def]
+    def work(self, learner, message, block):  # type: ignore[no-untyped-def]  # as a user writes it
         if block.round == 2 and block.clients[0].id == "client-3":
             raise OSError("no luck today")
         return super().work(learner, message, block)
@@ -79,7 +79,7 @@ class Unlucky(hansa.FedAvg):
 class Clumsy(hansa.FedAvg):
     """FedAvg whose server raises."""
 
-    def update(self, state, total):  # type: ignore[no-untyped-def]
+    def update(self, state, total):  # type: ignore[no-untyped-def]  # as a user writes it
         raise ZeroDivisionError("at the server")
 
 

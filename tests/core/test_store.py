@@ -75,6 +75,6 @@ def test_several_processes_may_open_a_new_store_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("durable", "level"), [(False, 1), (True, 2)], ids=["normal", "full"])
 def test_what_a_power_cut_may_take(durable: bool, level: int, tmp_path: Path) -> None:
     """By SQLite's own word, also after it has been sent to another process."""
-    store = pickle.loads(pickle.dumps(DiskStore(tmp_path / "clients.sqlite", durable)))  # noqa: S301
+    store = pickle.loads(pickle.dumps(DiskStore(tmp_path / "clients.sqlite", durable)))  # noqa: S301  # this test's own
     store.write(1, {"a": {"x": np.ones(1)}})
     assert store._open().execute("PRAGMA synchronous").fetchone() == (level,)

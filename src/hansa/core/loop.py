@@ -9,12 +9,11 @@ back, and returns its result. It knows no engine. :func:`play` answers the excha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, TypeAlias, TypeVar
-
-import numpy as np
 
 from hansa.core import metrics as metric
 from hansa.core.accounting import Account, Times
@@ -164,7 +163,7 @@ def _array_bytes(values: Any) -> int:
         return sum(_array_bytes(value) for value in values.values())
     if isinstance(values, list):
         return sum(_array_bytes(value) for value in values)
-    return int(np.prod(values.shape)) * values.dtype.itemsize if hasattr(values, "dtype") else 0
+    return math.prod(values.shape) * values.dtype.itemsize if hasattr(values, "dtype") else 0
 
 
 def collect(engine: Engine, exchange: Exchange) -> Answer:

@@ -13,6 +13,7 @@ counter   number of batches tracked                       weighted mean, rounded
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
@@ -54,7 +55,7 @@ def unflatten(vector: np.ndarray, like: Params) -> Params:
 
 def size_in_bytes(params: Params) -> int:
     """Bytes of all entries: what one uncompressed copy costs on a wire."""
-    return sum(int(np.prod(value.shape)) * value.dtype.itemsize for value in params.values())
+    return sum(math.prod(value.shape) * value.dtype.itemsize for value in params.values())
 
 
 def with_kind(params: Params, kinds: Kinds, *wanted: Kind) -> Params:

@@ -171,7 +171,7 @@ def _sum_of(node: _Later, name: str) -> Array:
     total = np.empty(first.size, dtype=np.result_type(*(leaf.dtype for leaf in leaves)))
     for start in range(0, total.size, SLICE):
         part = slice(start, start + SLICE)
-        total[part] = _added(node, lambda one, part=part: one.values[name].reshape(-1)[part])  # type: ignore[misc]
+        total[part] = _added(node, lambda one, part=part: one.values[name].reshape(-1)[part])  # type: ignore[misc]  # mypy has no type for a lambda's default
     return total.reshape(first.shape)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import traceback
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -284,23 +285,23 @@ class WorkCall:
             loaded = replace(loaded, state=stacked)
         update = self.algorithm.work(worker.learner(self.schema), self.message, loaded)
         _check_finite(update, loaded)
-        context = Context(self.seed, self.round, loaded.clients, loaded.keys("transform"))
-        for transform in self.transforms:
-            update = transform.client(update, context)
+        if self.transforms:
+            context = Context(self.seed, self.round, loaded.clients, loaded.keys("transform"))
+            for transform in self.transforms:
+                update = transform.client(update, context)
         ids = tuple(client.id for client in loaded.clients)
         if update.state:
             rows = ({name: np.asarray(value[k]) for name, value in update.state.items()} for k in range(len(update)))
             worker.store.write(self.round, dict(zip(ids, rows, strict=True)))
-        update = replace(update, state={}, clients=ids)
-        return reduce_block(update) if self.algorithm.collective == "sum" else update
+        return reduce_block(update) if self.algorithm.collective == "sum" else replace(update, state={}, clients=ids)
 
 
 def _check_finite(update: Update, loaded: LoadedBlock) -> None:
     """Raise Diverged with the name of the first client whose values, or loss, are not finite."""
     stacked = {name: value for name, value in update.values.items() if not isinstance(value, list)}
-    total, count = update.metrics.get("loss", (np.zeros(len(loaded)), np.ones(len(loaded))))
-    if _finite(total) and all(_finite(value) for value in stacked.values()):
+    if all(_finite(value) for value in stacked.values()) and ("loss" not in update.metrics or _finite(update.metrics["loss"][0])):
         return
+    total, count = update.metrics.get("loss", (np.zeros(len(loaded)), np.ones(len(loaded))))
     for k, client in enumerate(loaded.clients):
         broken = [name for name, value in stacked.items() if not _finite(value[k])]
         if broken or not _finite(total[k]):
@@ -318,7 +319,7 @@ def _check_finite(update: Update, loaded: LoadedBlock) -> None:
 def _finite(value: Any) -> bool:
     # The sum is finite only if every entry is: one pass, no temporary of the size of the value. A sum of finite entries may overflow,
     # so that a stack which is not finite may have clients which all are.
-    return bool(np.isfinite(float(value.sum())))
+    return math.isfinite(value.sum())
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from multiprocessing import connection
+from multiprocessing.connection import Connection
 from typing import Any
 
 from hansa.core.errors import InputError
@@ -35,15 +37,15 @@ class Process:
     def send(self, message: Any) -> bool:
         """False if the process is gone."""
         try:
-            self.pipe.send(message)
+            tell(self.pipe, message)
         except OSError:
             return False
         return True
 
-    def receive(self) -> Any:
-        """The next message, None if the process is gone."""
+    def receive(self, there: bool) -> Any:
+        """The next message, None if the process is gone. there: the pipe is known to have either to tell."""
         try:
-            return self.pipe.recv() if self.pipe.poll() else None
+            return self.pipe.recv() if there or self.pipe.poll() else None
         except (EOFError, OSError):
             return None
 
@@ -61,6 +63,11 @@ class Process:
         return self._code
 
 
+def tell(pipe: Connection, message: Any) -> None:
+    """Send what is pickled in the plain way: most of what :meth:`Connection.send` takes is for objects of the system, such as sockets."""
+    pipe.send_bytes(pickle.dumps(message, protocol=5))
+
+
 def wait_any(
     processes: Sequence[Process], timeout: float | None = None, receiving: AbstractContextManager[None] | None = None
 ) -> list[tuple[Process, Any]]:
@@ -69,9 +76,9 @@ def wait_any(
     receiving: entered while messages are read, not while they are waited for.
     """
     sources: Mapping[Any, Process] = {source: p for p in processes for source in (p.pipe, p.process.sentinel)}
-    ready = dict.fromkeys(sources[source] for source in connection.wait(list(sources), timeout))
+    ready = connection.wait(list(sources), timeout)
     with receiving or nullcontext():
-        return [(process, process.receive()) for process in ready]
+        return [(process, process.receive(process.pipe in ready)) for process in dict.fromkeys(sources[source] for source in ready)]
 
 
 @contextmanager

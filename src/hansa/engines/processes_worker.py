@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection, parent_process
 from multiprocessing.connection import Connection
@@ -20,6 +21,7 @@ from hansa.core.params import Params
 from hansa.core.updates import Failure
 from hansa.core.worker import Worker, attempt
 from hansa.engines.memory import keep_memory
+from hansa.engines.processes_pool import tell
 from hansa.engines.processes_shared import Attached, Packed, Span, pack, unpack
 from hansa.engines.shards import Recipes
 
@@ -113,8 +115,8 @@ def serve(pipe: Connection, setup: Setup) -> None:
     ahead = _Ahead(worker, setup.own)
     while True:
         try:
-            while not pipe.poll() and ahead.prepare(call):
-                pass
+            while ahead.wants(call) and not pipe.poll():
+                ahead.prepare(call)
             block, news = pipe.recv()
         except (EOFError, OSError):
             leave()
@@ -127,7 +129,7 @@ def serve(pipe: Connection, setup: Setup) -> None:
                 _leave_broken(pipe, error)
         packed = _do(call, worker, block)
         try:
-            pipe.send(("done", packed.header, packed.place(outbox.memory(packed.size))))
+            tell(pipe, ("done", packed.header, packed.place(outbox.memory(packed.size))))
         except (EOFError, OSError):
             leave()
 
@@ -138,25 +140,23 @@ class _Ahead:
     def __init__(self, worker: Worker, own: range) -> None:
         self._worker, self._own = worker, own
         self._schema: Any = None
-        self._left = iter(own[:0])
+        self._left = own[:0]
 
-    def prepare(self, call: Any) -> bool:
-        """Prepare the next client for the schema of the last call. False when there is nothing more to prepare."""
+    def wants(self, call: Any) -> bool:
+        """Whether there is a client to prepare for the schema of the last call."""
         schema = getattr(call, "schema", None)
         if schema is not self._schema:
-            self._schema, self._left = schema, iter(self._own)
-        if schema is None or not self._worker.keeps(len(self._own)):
-            return False
-        position, began = next(self._left, None), time.monotonic()
-        if position is None:
-            return False
-        try:
-            self._worker.table(position, call.split, schema)
-        except Exception:  # noqa: BLE001  # said when the client is visited, which may never be
-            return True
+            self._schema, self._left = schema, self._own
+        return schema is not None and bool(self._left) and self._worker.keeps(len(self._own))
+
+    def prepare(self, call: Any) -> None:
+        """Prepare the next client."""
+        position, began = self._left[0], time.monotonic()
+        self._left = self._left[1:]
+        with suppress(Exception):  # said when the client is visited, which may never be
+            self._worker.table(position, call.split, call.schema)
         if time.monotonic() - began > BRIEF:
-            self._left = iter(self._own[:0])
-        return True
+            self._left = self._own[:0]
 
 
 def leave() -> NoReturn:
