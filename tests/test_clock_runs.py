@@ -141,7 +141,7 @@ def test_the_order_of_the_clients_changes_nothing(tmp_path: Path) -> None:
 class Seen(hansa.FedAvg):
     """FedAvg that remembers whose work it did, and with which one client fails."""
 
-    name: Literal["seen"] = field(default="seen", kw_only=True)  # type: ignore[assignment]
+    name: Literal["seen"] = field(default="seen", kw_only=True)  # type: ignore[assignment]  # each algorithm has its own name
     unlucky: str = ""
     worked: list[str] = field(default_factory=list, init=False, compare=False)
 

@@ -20,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import hansa
-from hansa import training
+from hansa import opening, training
 from hansa.cli.main import main
 from hansa.each import resume_each
 from hansa.job import load
@@ -54,8 +54,8 @@ def test_each_model_has_the_bits_that_it_has_alone(engine: Any, algorithm: Any, 
     one = job(engine=engine, algorithm=algorithm, rounds=hansa.Rounds(count=3, clients=0.5))
     many = hansa.fit_each(one, at_once=5, directory=tmp_path)
     assert [own.client for own in many.table] == [f"shop-{k:02}" for k in range(KEYS)] == list(many.models)
-    for client, own in zip(training.clients_of(one), many.table, strict=True):
-        setting = training.open_setting(replace(one, engine=hansa.Inline()), [client], lenient=True)
+    for client, own in zip(opening.clients_of(one), many.table, strict=True):
+        setting = opening.open_setting(replace(one, engine=hansa.Inline()), [client], lenient=True)
         state = training.prepare(setting)
         for after, record in training.train(setting, state):
             state, last = after, record
@@ -93,7 +93,7 @@ def test_a_client_from_which_nothing_can_be_learned_is_a_row(tmp_path: Path) -> 
 class Unlucky(hansa.Newton):
     """Newton's method that raises at one client."""
 
-    def work(self, learner, message, block):  # type: ignore[no-untyped-def]
+    def work(self, learner, message, block):  # type: ignore[no-untyped-def]  # as a user writes it
         if block.clients[0].id == "shop-07":
             raise OSError("no luck today")
         return super().work(learner, message, block)
@@ -171,7 +171,7 @@ def test_kill_9_then_resume_gives_the_same_models(path: Path, tmp_path: Path, af
 class Refuses(hansa.Newton):
     """Newton's method that nobody may do any more."""
 
-    def work(self, learner, message, block):  # type: ignore[no-untyped-def]
+    def work(self, learner, message, block):  # type: ignore[no-untyped-def]  # as above
         raise AssertionError("a fit that had ended was done again")
 
 

@@ -12,7 +12,7 @@ from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer
 
 import hansa
-from hansa import training
+from hansa import opening
 from hansa.cli.starter import starter_text
 from hansa.data import recipes
 from hansa.job import is_plain, load
@@ -68,7 +68,7 @@ def test_the_hospitals_are_the_starter_job() -> None:
 def test_the_regression_equals_scikit_learn_on_pooled_rows(tmp_path: Path) -> None:
     job = load(EXAMPLES / "regression.toml")
     run = hansa.run(job, directory=tmp_path, quiet=True)
-    rows = recipes.pooled(training.clients_of(job))[0].load()
+    rows = recipes.pooled(opening.clients_of(job))[0].load()
     fitted = clone(run.model).fit(rows["train"].x, rows["train"].y)
     np.testing.assert_allclose(run.model.predict(rows["test"].x), fitted.predict(rows["test"].x), rtol=1e-8)
 

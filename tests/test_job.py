@@ -11,7 +11,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.svm import SVC
 
 import hansa
-from hansa import training
+from hansa import opening
 from hansa.cli.starter import starter_text
 from hansa.job import from_text, load, to_table
 from hansa.options import json_schema, registry
@@ -108,7 +108,7 @@ def test_a_learner_that_does_not_fit_the_algorithm_or_the_task() -> None:
         data=data, learner=LinearRegression(), algorithm=hansa.FedAvg(), partition=hansa.IID(clients=1), split=hansa.Split(test=0.0)
     )
     with pytest.raises(hansa.InputError, match="classification"):
-        training.open_setting(job, training.clients_of(job))
+        opening.open_setting(job, opening.clients_of(job))
 
 
 def test_options_made_in_python_are_checked_too() -> None:

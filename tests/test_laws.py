@@ -37,7 +37,7 @@ def quick(job: hansa.Job, path: Path) -> hansa.Run:
 
 
 def pooled_training_rows(job: hansa.Job) -> tuple[pd.DataFrame, np.ndarray]:
-    from hansa.training import clients_of
+    from hansa.opening import clients_of
 
     tables = [client.load()["train"] for client in clients_of(job)]
     return pd.concat([table.x for table in tables], ignore_index=True), np.concatenate([table.y for table in tables])
@@ -94,7 +94,7 @@ def test_fedavg_with_one_client_is_centralised_sgd(tmp_path: Path) -> None:
         seed=4,
     )
     run = quick(job, tmp_path)
-    from hansa.training import clients_of
+    from hansa.opening import clients_of
 
     (client,) = clients_of(job)
     own = client.load()["train"]

@@ -186,7 +186,7 @@ def test_a_quorum_keeps_a_run_going_without_the_clients_that_fail(tmp_path: Path
 class Unlucky(hansa.FedAvg):
     """FedAvg whose client 1 always raises."""
 
-    def work(self, learner, message, block):  # type: ignore[no-untyped-def]
+    def work(self, learner, message, block):  # type: ignore[no-untyped-def]  # as a user writes it
         if block.clients[0].id.endswith("1"):
             raise OSError("no luck today")
         return super().work(learner, message, block)

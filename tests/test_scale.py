@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import hansa
-from hansa import training
+from hansa import opening, training
 from hansa.core.blocks import Client
 from hansa.core.store import DiskStore
 from hansa.data import Fixed, Lognormal, Population, Synthetic
@@ -24,7 +24,7 @@ import json, sys
 from pathlib import Path
 import psutil
 import hansa
-from hansa import training
+from hansa import opening, training
 from hansa.core.store import DiskStore
 from hansa.data import Fixed, Synthetic
 
@@ -35,7 +35,7 @@ job = hansa.Job(
     rounds=hansa.Rounds(count=200, clients=20),
     evaluation=hansa.Evaluation(every=10, clients=50),
 )
-setting = training.open_setting(job, training.clients_of(job), DiskStore(Path(sys.argv[1])))
+setting = opening.open_setting(job, opening.clients_of(job), DiskStore(Path(sys.argv[1])))
 memory = {}
 for state, record in training.train(setting, training.prepare(setting)):
     memory[record["round"]] = psutil.Process().memory_info().rss
@@ -47,7 +47,7 @@ MILLION = """
 import json, sys
 from pathlib import Path
 import hansa
-from hansa import training
+from hansa import opening, training
 from hansa.core.store import DiskStore
 from hansa.data import Lognormal, Synthetic
 from hansa.tracking.progress import peak_memory
@@ -59,7 +59,7 @@ job = hansa.Job(
     rounds=hansa.Rounds(count=3, clients=1000),
     evaluation=hansa.Evaluation(every=3, clients=500),
 )
-setting = training.open_setting(job, training.clients_of(job), DiskStore(Path(sys.argv[1])))
+setting = opening.open_setting(job, opening.clients_of(job), DiskStore(Path(sys.argv[1])))
 records = [record for _, record in training.train(setting, training.prepare(setting))]
 setting.engine.stop()
 print(json.dumps({"peak": peak_memory(), "records": records}))
@@ -127,9 +127,9 @@ def test_a_run_loads_the_sample_the_cohorts_and_the_judges_and_nobody_else(
 ) -> None:
     loads = counted(monkeypatch)
     job = job_of(data, **options)
-    clients = training.clients_of(job)
+    clients = opening.clients_of(job)
     assert not loads
-    setting = training.open_setting(job, clients)
+    setting = opening.open_setting(job, clients)
     assert len(set(loads)) == len(setting.description.facts) == 50
     loads.clear()
     records = [record for _, record in training.train(setting, training.prepare(setting))]
@@ -141,9 +141,9 @@ def test_a_run_loads_the_sample_the_cohorts_and_the_judges_and_nobody_else(
 @pytest.mark.parametrize(("data", "options"), MANY.values(), ids=MANY.keys())
 def test_what_is_known_without_asking_is_what_all_clients_would_tell(data: Any, options: dict[str, Any]) -> None:
     job = job_of(data, **options)
-    clients = training.clients_of(job)
+    clients = opening.clients_of(job)
     assert isinstance(clients, Population)
-    setting = training.open_setting(job, clients)
+    setting = opening.open_setting(job, clients)
     own = [len(clients[k].load()["train"]) for k in range(0, len(clients), 101)]
     assert own == [clients[k].rows for k in range(0, len(clients), 101)]
     assert setting.schema.rows == clients.rows == sum(clients[k].rows for k in range(len(clients)))
@@ -154,7 +154,7 @@ def test_what_is_known_without_asking_is_what_all_clients_would_tell(data: Any, 
 def test_the_judges_are_the_same_at_every_evaluation_and_stand_in_the_run(tmp_path: Path) -> None:
     job = job_of(hansa.from_arrays(*IMAGES), partition=hansa.IID(clients=100))
     run = hansa.run(job, directory=tmp_path, quiet=True)
-    setting = training.open_setting(job, training.clients_of(job))
+    setting = opening.open_setting(job, opening.clients_of(job))
     assert list(run.by_client) == [setting.clients[position].id for position in setting.judges]
     tables = [setting.clients[position].load()["test"] for position in setting.judges]
     right = sum(int(np.sum(run.model.predict(table.x) == table.y)) for table in tables)
@@ -179,7 +179,7 @@ def test_a_client_that_was_not_asked_is_checked_when_it_works(
 ) -> None:
     data, _ = MANY["made"]
     job = job_of(data, rounds=hansa.Rounds(count=1, clients=3), evaluation=hansa.Evaluation(clients=2))
-    setting = training.open_setting(job, training.clients_of(job))
+    setting = opening.open_setting(job, opening.clients_of(job))
     table = Synthetic.table
 
     def odd(source: Synthetic, position: int, seed: int) -> Any:
@@ -194,7 +194,7 @@ def test_a_client_that_was_not_asked_is_checked_when_it_works(
 def test_checks_say_that_they_saw_a_sample() -> None:
     job = job_of(hansa.from_arrays(IMAGES[0] * np.inf, IMAGES[1]), partition=hansa.IID(clients=2000))
     with pytest.raises(hansa.InputError, match=r"infinite values; .* \(50 of 2,000 clients were asked\)"):
-        training.open_setting(job, training.clients_of(job))
+        opening.open_setting(job, opening.clients_of(job))
 
 
 def test_a_store_of_many_clients_keeps_two_versions_of_each(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from sklearn.model_selection import PredefinedSplit, cross_val_score
 from sklearn.preprocessing import StandardScaler
 
 import hansa
-from hansa import training
+from hansa import judging, opening, training
 from hansa.cli.main import main
 from hansa.core import metrics as metric
 from hansa.core.updates import Failure
@@ -68,14 +68,14 @@ def job(**changes: Any) -> hansa.Job:
 
 def alone(one: hansa.Job, split: str) -> tuple[dict[str, Any], int, dict[str, float]]:
     """A job by itself: its params, the rounds it played, and the metrics of one split."""
-    setting = training.open_setting(one, training.clients_of(one))
+    setting = opening.open_setting(one, opening.clients_of(one))
     try:
         state = training.prepare(setting)
         for after, _ in training.train(setting, state):
             state = after
-        params = training.chosen_params(one, state)
+        params = judging.chosen_params(one, state)
         schema, _ = setting.bound(state["preparation"])
-        _, total = training.per_client(setting, schema, params, split, state["round"])
+        _, total = judging.per_client(setting, schema, params, split, state["round"])
     finally:
         setting.engine.stop()
     return params, state["round"], metric.values(total)
@@ -98,7 +98,7 @@ def test_a_fit_among_many_has_the_bits_of_its_job_alone(engine: Any) -> None:
         "raw": job(algorithm=hansa.FedAvg(local=hansa.Local(learning_rate=1e-7)), preparation=None),
     }
     splits = [Fold.of(job().split, number, 3) for number in range(3)]
-    populations = [training.clients_of(job(split=split)) for split in splits]
+    populations = [opening.clients_of(job(split=split)) for split in splits]
     fits = [
         Fit(f"{name} {number}", replace(one, split=split), populations[number], number, 3, "fold")
         for name, one in kinds.items()
@@ -148,7 +148,7 @@ def test_fold_scores_are_scikit_learns(tmp_path: Path) -> None:
         partition=hansa.IID(clients=1), split=hansa.Split(test=0.0), seed=5,
     )  # fmt: skip
     grid = [0.01, 0.1, 1.0]
-    (client,) = training.clients_of(one)
+    (client,) = opening.clients_of(one)
     own = client.load()["train"]
     cut = [Fold.of(one.split, number, 5).indices(own.y, (5, client.id), "classification")["fold"] for number in range(5)]
     where = np.empty(len(y), dtype=np.int64)
@@ -228,7 +228,7 @@ def test_an_unknown_metric_is_refused_by_the_first_fit(tmp_path: Path) -> None:
 class Unlucky(hansa.FedAvg):
     """FedAvg that raises at one client."""
 
-    def work(self, learner, message, block):  # type: ignore[no-untyped-def]
+    def work(self, learner, message, block):  # type: ignore[no-untyped-def]  # as a user writes it
         if block.clients[0].id == "client-004":
             raise OSError("no luck today")
         return super().work(learner, message, block)
@@ -247,7 +247,7 @@ def test_a_setting_that_diverges_is_a_row_and_the_others_go_on(tmp_path: Path) -
 
 def test_what_a_client_raises_is_the_value_of_its_fit() -> None:
     local = hansa.Local(learning_rate=0.05)
-    clients = training.clients_of(job())
+    clients = opening.clients_of(job())
     jobs = {
         "good": job(algorithm=hansa.FedAvg(local=local)),
         "bad": job(algorithm=Unlucky(local=local), rounds=hansa.Rounds(block=1)),

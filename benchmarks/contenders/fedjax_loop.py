@@ -43,7 +43,7 @@ def main() -> None:
     sampler = fedjax.client_samplers.UniformGetClientSampler(fedjax.InMemoryFederatedData(clients), w.cohort, seed=0)
     net = network(w.model)
 
-    def loss(params, batch, rng):  # type: ignore[no-untyped-def]
+    def loss(params, batch, rng):  # type: ignore[no-untyped-def]  # fedjax has no types
         logits = jax.nn.log_softmax(net.apply(params, batch["x"]))
         return -jnp.mean(jnp.take_along_axis(logits, batch["y"][:, None], axis=1))
 

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 import hansa
 from benchmarks.engines import table
-from hansa import training
+from hansa import opening, training
 from hansa.algorithms.lbfgs import LBFGS
 from hansa.algorithms.lloyd import Lloyd
 from hansa.algorithms.principal_components import PrincipalComponents
@@ -57,7 +57,7 @@ def main() -> None:
     with threadpool_limits(1):
         wanted = jobs(given.work, given.rows, given.engine)
         first = next(iter(wanted.values()))
-        setting = training.open_setting(first, training.clients_of(first))
+        setting = opening.open_setting(first, opening.clients_of(first))
         try:
             state = training.prepare(setting)
             schema, _ = setting.bound(state["preparation"])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from hansa import training
+from hansa import judging, opening, training
 from hansa.algorithms.newton import LARGEST, Newton
 from hansa.core import metrics as metric
 from hansa.core.blocks import Client
@@ -78,20 +78,20 @@ def compare(
             "compare: only one of the clients has labels, so that the others cannot learn alone (compare runs of jobs instead, one of "
             "them with the columns of that client)"
         )
-    training.launch(job)
+    opening.launch(job)
     extra = tuple(algorithms) or ((Newton(),) if "hessian" in job.learner.can and job.algorithm.name != "newton" else ())
     names = ["each client alone", "all rows pooled", *(_title(algorithm) for algorithm in (job.algorithm, *extra))]
     results: dict[str, list[Scores]] = {name: [] for name in names}
     with threadpool_limits(1):
         for repeat in range(repeats):
             one = replace(job, seed=job.seed + repeat, evaluation=replace(job.evaluation, every=job.rounds.count))
-            clients = training.clients_of(one)
+            clients = opening.clients_of(one)
             ways = _ways(one, clients, (job.algorithm, *extra))
             for place, (name, scores) in enumerate(zip(names, ways, strict=True)):
                 progress(repeat * len(names) + place + 1, repeats * len(names), name)
                 results[name].append(scores)
     shown = tuple(name for name in ("auc", "accuracy", "mse", "loss") if name in results[names[1]][0])[:2]
-    ids = tuple(client.id for client in training.clients_of(job))
+    ids = tuple(client.id for client in opening.clients_of(job))
     rows = tuple(
         Row(
             name,
@@ -135,20 +135,20 @@ def _alone(job: Job, clients: Sequence[Client]) -> list[Metrics]:
 
 
 @contextmanager
-def _prepared(job: Job, clients: Sequence[Client], lenient: bool) -> Iterator[tuple[training.Setting, State]]:
+def _prepared(job: Job, clients: Sequence[Client], lenient: bool) -> Iterator[tuple[opening.Setting, State]]:
     """A setting with the state in which training begins; its engine is stopped in the end."""
-    setting = training.open_setting(job, clients, lenient=lenient)
+    setting = opening.open_setting(job, clients, lenient=lenient)
     try:
         yield setting, training.prepare(setting)
     finally:
         setting.engine.stop()
 
 
-def _trained(setting: training.Setting, state: State) -> tuple[Schema, Params]:
+def _trained(setting: opening.Setting, state: State) -> tuple[Schema, Params]:
     for after, _ in training.train(setting, state):
         state = after
     schema, _ = setting.bound(state["preparation"])
-    return schema, training.chosen_params(setting.job, state)
+    return schema, judging.chosen_params(setting.job, state)
 
 
 def _optimum(job: Job, clients: Sequence[Client]) -> Job:
@@ -164,8 +164,8 @@ def _enough(job: Job) -> Rounds:
     return replace(job.rounds, count=max(50, job.rounds.count), clients=1.0)
 
 
-def _by_client(setting: training.Setting, schema: Any, params: Params) -> Scores:
-    each, _ = training.per_client(setting, schema, params, "test")
+def _by_client(setting: opening.Setting, schema: Any, params: Params) -> Scores:
+    each, _ = judging.per_client(setting, schema, params, "test")
     own = [{name: (total[k], count[k]) for name, (total, count) in each.metrics.items()} for k in range(len(each.clients))]
     return _scores(each.clients, own)
 

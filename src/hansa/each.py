@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hansa import job as jobs
-from hansa import training
+from hansa import opening
 from hansa.core.blocks import Client
 from hansa.core.errors import InputError
 from hansa.core.params import Params
@@ -115,8 +115,8 @@ def fit_each(
     job = _keyed(job, by) if by else job
     if at_once < 1:
         raise InputError(f"each: at_once = {at_once} lets nothing begin (write 1 or more)")
-    training.launch(job)
-    clients = training.clients_of(job)
+    opening.launch(job)
+    clients = opening.clients_of(job)
     folder = RunFolder.create(Path(directory), f"{job.name or 'job'}-each", text_of(job))
     folder.write_text(PLAN, f"at_once = {at_once}\n")
     return _play(job, clients, at_once, folder, began, progress)
@@ -135,8 +135,8 @@ def resume_each(directory: str | Path, job: Job | None = None, *, progress: Prog
         at_once = int(tomllib.loads((folder.path / PLAN).read_text("utf-8"))["at_once"])
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"damaged file {folder.path / PLAN}: {error}; write at_once = {AT_ONCE} there") from None
-    training.launch(job)
-    clients = training.clients_of(job)
+    opening.launch(job)
+    clients = opening.clients_of(job)
     folder.lock()
     return _play(job, clients, at_once, folder, began, progress)
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from hansa import training
+from hansa import judging, opening, training
 from hansa.core import metrics as metric
 from hansa.core.blocks import Client
 from hansa.core.contracts import ClientStore, Engine
@@ -165,36 +165,35 @@ def _shared(fits: Sequence[Fit]) -> dict[tuple[Any, ...], Fit]:
 
 
 def _basis_steps(fit: Fit, engine: Engine) -> Steps[_Basis]:
-    setting = yield from training.setting_steps(fit.job, fit.clients, engine, lenient=fit.alone)
+    setting = yield from opening.setting_steps(fit.job, fit.clients, engine, lenient=fit.alone)
     state = yield from training.prepare_steps(setting)
     return _Basis(setting.description.facts, state["preparation"])
 
 
 def _steps(fit: Fit, engine: Engine, basis: _Basis | None, tell: Told) -> Steps[Fitted]:
     facts = None if basis is None else basis.facts
-    setting = yield from training.setting_steps(fit.job, fit.clients, engine, lenient=fit.alone, facts=facts)
+    setting = yield from opening.setting_steps(fit.job, fit.clients, engine, lenient=fit.alone, facts=facts)
     setting = replace(setting, central=None)  # the data set's own test rows are for the one model that is chosen
     if basis is None:
         state = yield from training.prepare_steps(setting)
     else:
         state = training.begin(setting, basis.preparation)
     state = yield from training.train_steps(setting, state, lambda record: tell(fit.name, record))
-    params = training.chosen_params(fit.job, state)
+    params = judging.chosen_params(fit.job, state)
     metrics: Metrics = {}
     if fit.judged:
         schema, _ = setting.bound(state["preparation"])
-        _, metrics = yield from training.per_client_steps(setting, schema, params, fit.judged, state["round"])
+        _, metrics = yield from judging.per_client_steps(setting, schema, params, fit.judged, state["round"])
     ended = training.why_stopped(setting.job, state)
-    model = training.exported(setting, state) if fit.export else None
+    model = judging.exported(setting, state["preparation"], params) if fit.export else None
     return Fitted(params, model, metrics, state["round"], ended, setting.description.facts, state["preparation"])
 
 
 def restored(fit: Fit, facts: Facts, preparation: Any, params: Params) -> Any:
     """The model of a fit that has ended, from what is kept of it; no client is asked."""
     engine = fit.job.engine.build()  # it is not started
-    setting = play(engine, training.setting_steps(fit.job, fit.clients, engine, lenient=fit.alone, facts=facts))
-    state = training.begin(setting, preparation)
-    return training.exported(setting, {**state, "algorithm": {**state["algorithm"], "params": params}})
+    setting = play(engine, opening.setting_steps(fit.job, fit.clients, engine, lenient=fit.alone, facts=facts))
+    return judging.exported(setting, preparation, params)
 
 
 def quietly_evaluated(job: Job) -> Job:

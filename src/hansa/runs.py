@@ -9,13 +9,14 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from threadpoolctl import threadpool_limits
 
 from hansa import job as jobs
-from hansa import training
+from hansa import judging, opening, training
 from hansa.core import metrics as metric
 from hansa.core.blocks import Client
 from hansa.core.contracts import State
@@ -25,11 +26,11 @@ from hansa.core.params import Params
 from hansa.core.store import DiskStore
 from hansa.core.synchrony import WHERE
 from hansa.job import Job
+from hansa.opening import Setting
 from hansa.tracking.advice import LEAST, advice
 from hansa.tracking.folder import RunFolder
 from hansa.tracking.progress import Progress
 from hansa.tracking.report import write_report
-from hansa.training import Setting
 
 LAUNCH = "launch"
 """The file in a run folder that names the launch that began the run, where there is one."""
@@ -42,17 +43,16 @@ RECENT = 20
 class Run:
     """A finished run.
 
-    model:      the fitted model, an ordinary object of its own library: an estimator or pipeline, an ``nn.Module``.
-    params:     its params by name.
+    params:     of the fitted model, by name.
     history:    one record a round, as in ``metrics.jsonl``.
     metrics:    of the model that is given back, name -> value, such as ``test/accuracy``.
     by_client:  the metrics of each client's own test rows, client -> name -> value.
     directory:  the run folder.
     ended:      one sentence on why no further round was played.
+    export:     makes the fitted model of the params.
     """
 
     job: Job
-    model: Any = field(repr=False)
     params: Params = field(repr=False)
     history: list[dict[str, Any]] = field(repr=False)
     metrics: dict[str, float]
@@ -60,6 +60,18 @@ class Run:
     directory: Path
     ended: str
     seconds: float
+    export: Callable[[], Any] = field(repr=False)
+
+    @cached_property
+    def model(self) -> Any:
+        """The fitted model, an ordinary object of its own library: an estimator or pipeline, an ``nn.Module``.
+
+        Made when it is first asked for: its library may be large, and training have done without it.
+        """
+        return self.export()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "export": None, "model": self.model}  # what makes it holds the clients and their data
 
 
 def run(job: Job | str | Path, *, directory: str | Path = "runs", quiet: bool = False, observe: Observer = unobserved) -> Run:
@@ -73,13 +85,13 @@ def run(job: Job | str | Path, *, directory: str | Path = "runs", quiet: bool = 
     good state.
     """
     job = job if isinstance(job, Job) else jobs.load(job)
-    launch = training.launch(job)
+    launch = opening.launch(job)
     begun = _begun_by(launch, Path(directory), text_of(job)) if launch else None
     if begun is not None:
         return resume(begun, job, quiet=quiet, observe=observe)
     name = job.name or f"{getattr(job.data, 'name', 'data')}-{job.algorithm.name}"
     began = time.perf_counter()
-    clients = training.clients_of(job)
+    clients = opening.clients_of(job)
     folder = RunFolder.create(Path(directory), name, text_of(job))
     if launch:
         folder.write_text(LAUNCH, launch)
@@ -102,8 +114,8 @@ def resume(directory: str | Path, job: Job | None = None, *, quiet: bool = False
         job = job_of(text, directory, "run", "resume")
     elif text_of(job) != text and not _same_but_where(job, text):
         raise InputError(f"run {directory}: the job given is not the one of the run (compare it with {directory}/job.toml)")
-    training.launch(job)
-    clients = training.clients_of(job)
+    opening.launch(job)
+    clients = opening.clients_of(job)
     folder.lock()
     return play(job, folder, clients, time.perf_counter(), quiet, observe)
 
@@ -153,7 +165,7 @@ def play(job: Job, folder: RunFolder, clients: Sequence[Client], began: float, q
     with _recorded(folder, began), threadpool_limits(1):
         # A run that is new, or was killed before its first round was saved, has no state yet.
         state = folder.load_state() if folder.has("state.safetensors") else None
-        setting = training.open_setting(
+        setting = opening.open_setting(
             job, clients, DiskStore(folder.path / "clients.sqlite"), observe, home=str((folder.path / "checkpoints").resolve())
         )
         progress = Progress(_headline(setting), quiet)
@@ -253,13 +265,13 @@ def _recorded(folder: RunFolder, began: float) -> Iterator[None]:
 
 def _conclude(folder: RunFolder, setting: Setting, state: State, began: float) -> Run:
     """Judge the chosen model, write what is left to write."""
-    job, params = setting.job, training.chosen_params(setting.job, state)
+    job, params = setting.job, judging.chosen_params(setting.job, state)
     schema, learner = setting.bound(state["preparation"])
-    metrics = training.judge(setting, schema, learner, params, state["round"])
+    metrics = judging.judge(setting, schema, learner, params, state["round"])
     by_client: dict[str, dict[str, float]] = {}
     overall: dict[str, float] = {}
     if job.split.test:
-        each, total_of_all = training.per_client(setting, schema, params, "test", state["round"])
+        each, total_of_all = judging.per_client(setting, schema, params, "test", state["round"])
         overall = metric.values(total_of_all)
         for place, client in enumerate(each.clients):
             by_client[client] = metric.values({name: (total[place], count[place]) for name, (total, count) in each.metrics.items()})
@@ -269,7 +281,6 @@ def _conclude(folder: RunFolder, setting: Setting, state: State, began: float) -
     folder.save_params(params)
     return Run(
         job=job,
-        model=training.exported(setting, state),
         params=params,
         history=folder.metrics(),
         metrics=metrics,
@@ -277,6 +288,7 @@ def _conclude(folder: RunFolder, setting: Setting, state: State, began: float) -
         directory=folder.path,
         ended=ended,
         seconds=time.perf_counter() - began,
+        export=partial(judging.exported, setting, state["preparation"], params),
     )
 
 

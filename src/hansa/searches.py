@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hansa import job as jobs
-from hansa import training
+from hansa import opening
 from hansa.core import metrics as metric
 from hansa.core.errors import InputError, RunFailed, did_you_mean
 from hansa.core.many import AT_ONCE
@@ -137,7 +137,7 @@ def search(
     job = job if isinstance(job, Job) else jobs.load(job)
     plan = _Plan(settings_of(space, random, job.seed), folds, by or job.evaluation.watch, refit, at_once)
     candidates = _candidates(job, plan)
-    training.launch(job)
+    opening.launch(job)
     folder = RunFolder.create(Path(directory), f"{job.name or 'job'}-search", text_of(job))
     folder.write_text(PLAN, plan.text())
     return _play(job, plan, candidates, folder, began, quiet, progress)
@@ -158,7 +158,7 @@ def resume_search(
     folder, job = reopened(directory, job, "search", PLAN, "resume_search")
     plan = _Plan.read(folder)
     candidates = _candidates(job, plan)
-    training.launch(job)
+    opening.launch(job)
     folder.lock()
     return _play(job, plan, candidates, folder, began, quiet, progress)
 

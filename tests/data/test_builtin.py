@@ -49,7 +49,7 @@ def test_a_source_is_read_once() -> None:
 
 @pytest.mark.parametrize("name", ["iris", "breast_cancer", "wine", "diabetes"])
 def test_the_tables_of_scikit_learn_keep_their_values_and_names(name: str) -> None:
-    rows = BuiltIn(name).read()  # type: ignore[arg-type]
+    rows = BuiltIn(name).read()  # type: ignore[arg-type]  # one of the names, as text
     bunch = getattr(datasets, f"load_{name}")()
     assert list(rows.x.columns) == list(bunch.feature_names)
     assert np.array_equal(rows.x.to_numpy(), bunch.data)
@@ -73,7 +73,7 @@ def test_images_keep_their_last_ten_thousand_for_the_central_test(name: str) -> 
     path = Path(os.environ.get("HANSA_DATA_HOME", "nowhere")) / f"{name}.npz"
     if not path.exists():
         pytest.skip(f"HANSA_DATA_HOME does not name a folder with {name}.npz")
-    rows = BuiltIn(name).read()  # type: ignore[arg-type]
+    rows = BuiltIn(name).read()  # type: ignore[arg-type]  # as above
     with np.load(path, allow_pickle=False) as file:
         x, y = file["x"], file["y"]
     assert rows.x.shape == (60_000, 28, 28)

@@ -17,7 +17,7 @@ HOSPITALS = clients(BuiltIn("heart_disease"), Column(), Split(0.1, 0.2), 0)
 
 @pytest.mark.parametrize("client", HOSPITALS, ids=lambda client: client.id)
 def test_a_table_is_told_as_pandas_tells_it(client: object) -> None:
-    splits = client.load()  # type: ignore[attr-defined]
+    splits = client.load()  # type: ignore[attr-defined]  # a client; pytest gives objects
     facts = facts_of(splits)
     train, whole = splits["train"].x, pd.concat([table.x for table in splits.values()])
     assert facts["rows"] == {name: len(table) for name, table in splits.items()}

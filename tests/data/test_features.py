@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 
 import hansa
-from hansa import training
+from hansa import judging, opening, training
 from hansa.algorithms.coordinate_descent import CoordinateDescent
 from hansa.algorithms.fedavg import FedAvg
 from hansa.core.blocks import Client
@@ -202,9 +202,9 @@ def test_a_preparation_is_the_one_of_the_whole_table() -> None:
         data=BuiltIn("heart_disease"), learner=LogisticRegression(C=0.1), partition=TWO, preparation=Standard(), split=Split(test=0.0),
         rounds=hansa.Rounds(count=1),
     )  # fmt: skip
-    setting = training.open_setting(job, training.clients_of(job))
+    setting = opening.open_setting(job, opening.clients_of(job))
     state = training.prepare(setting)
-    model = training.exported(setting, state)
+    model = judging.exported(setting, state["preparation"], judging.chosen_params(job, state))
     numeric = make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler())
     np.testing.assert_allclose(
         model[:-1].transform(HEART.x)[:, : len(NUMBERS)], numeric.fit_transform(HEART.x[NUMBERS]), rtol=1e-10, atol=1e-12
@@ -226,8 +226,9 @@ def test_a_users_column_transformer_is_dealt_out_by_name() -> None:
         data=BuiltIn("heart_disease"), learner=make_pipeline(composite, LogisticRegression(C=0.1)), split=Split(test=0.0),
         partition=Features(groups={"a": tuple(HEART.x.columns[::2]), "b": tuple(HEART.x.columns[1::2])}), rounds=hansa.Rounds(count=1),
     )  # fmt: skip
-    setting = training.open_setting(job, training.clients_of(job))
-    model = training.exported(setting, training.prepare(setting))
+    setting = opening.open_setting(job, opening.clients_of(job))
+    state = training.prepare(setting)
+    model = judging.exported(setting, state["preparation"], judging.chosen_params(job, state))
     whole = composite.fit(HEART.x)
     ours = {name.split("__")[-1]: k for k, name in enumerate(model[:-1].get_feature_names_out())}
     theirs = [name.split("__")[-1] for name in whole.get_feature_names_out()]
@@ -269,7 +270,7 @@ def test_kill_9_then_resume_gives_the_same_bits(tmp_path: Path) -> None:
 def test_a_run_is_judged_on_the_rows_that_all_clients_hold_out(tmp_path: Path) -> None:
     """Its metrics are those of the exported model on the joined test rows; the report counts each row once."""
     run = hansa.run(from_text(TEXT % "coordinate_descent", ("rounds.count=40",)), directory=tmp_path, quiet=True)
-    tables = [client.load()["test"] for client in training.clients_of(run.job)]
+    tables = [client.load()["test"] for client in opening.clients_of(run.job)]
     x, y = pd.concat([table.x for table in tables], axis=1), next(table.y for table in tables if table.y is not None)
     assert run.metrics["test/accuracy"] == np.mean(run.model.predict(x) == y)
     assert run.by_client == {}

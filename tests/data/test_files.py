@@ -154,5 +154,5 @@ def test_what_cannot_work_is_said_in_one_sentence(
     given: dict[str, object] = {"path": "*.csv", "label": "y"} | options
     given["path"] = str(tmp_path / str(given["path"]))
     with pytest.raises(InputError, match=sentence) as caught:
-        File(**given).read()  # type: ignore[arg-type]
+        File(**given).read()  # type: ignore[arg-type]  # options of several types
     assert "\n" not in str(caught.value)

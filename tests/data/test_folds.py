@@ -47,7 +47,7 @@ def test_folds_of_a_client_keep_the_shares_of_the_classes() -> None:
 
 def test_the_cut_depends_on_the_seed_and_the_client() -> None:
     def held(*key: int | str) -> list[int]:
-        return Fold.of(Split(test=0.0), 0, 5).indices(50, key, "regression")["fold"].tolist()  # type: ignore[arg-type]
+        return Fold.of(Split(test=0.0), 0, 5).indices(50, key, "regression")["fold"].tolist()  # type: ignore[arg-type]  # a key may be of any length
 
     assert held(1, "a") == held(1, "a")
     assert held(1, "a") != held(1, "b")

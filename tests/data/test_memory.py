@@ -22,7 +22,7 @@ def test_arrays_are_taken_as_they_are() -> None:
     x, y = np.arange(12, dtype=np.float32).reshape(4, 3), np.array([0, 1, 0, 1])
     rows = from_arrays(x, y, clients=[2, 2, 10, 10]).read()
     assert rows.x is x
-    assert (rows.task, rows.client.tolist()) == ("classification", ["2", "2", "10", "10"])  # type: ignore[union-attr]
+    assert (rows.task, rows.client.tolist()) == ("classification", ["2", "2", "10", "10"])  # type: ignore[union-attr]  # None, and so an error, where there are no clients
 
 
 def test_a_frame_an_arrow_table_and_a_built_in_set_are_the_same() -> None:
@@ -88,7 +88,7 @@ def test_torch_data_sets_are_read_alike_fast_and_slow() -> None:
     assert slow.test is not None
     assert np.array_equal(slow.test.x, fast.x)
 
-    class Stream(data.IterableDataset):  # type: ignore[misc, name-defined]
+    class Stream(data.IterableDataset):  # type: ignore[misc, name-defined]  # torch is imported where it is needed
         def __iter__(self) -> Any:
             return iter(())
 

@@ -18,7 +18,7 @@ from hansa.data.sources import Rows
 
 def rows_of(y: Any, client: Any = None, task: str = "classification") -> Rows:
     y = np.asarray(y)
-    return Rows(np.zeros((len(y), 1)), y, None if client is None else np.asarray(client), None, task)  # type: ignore[arg-type]
+    return Rows(np.zeros((len(y), 1)), y, None if client is None else np.asarray(client), None, task)  # type: ignore[arg-type]  # a task, as text
 
 
 def partitions() -> st.SearchStrategy[Partition]:

@@ -274,7 +274,7 @@ def test_labels_of_two_classes_are_read_until_both_were_seen(tmp_path: Path) -> 
     data[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
     path.write_bytes(data)
     for options in ({"positive": 9}, {"above": 5.0}):
-        assert Parts(path=f"{tmp_path}/*.parquet", label="y", rows=3, **options).classes == (0, 1)  # type: ignore[arg-type]
+        assert Parts(path=f"{tmp_path}/*.parquet", label="y", rows=3, **options).classes == (0, 1)  # type: ignore[arg-type]  # options of several types
     with pytest.raises(InputError, match=r"1.parquet cannot be read as a table"):
         _ = Parts(path=f"{tmp_path}/*.parquet", label="y", rows=3).classes
 

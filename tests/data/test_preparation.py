@@ -250,7 +250,7 @@ def test_standard_equals_its_own_build_on_pooled_rows() -> None:
     kinds = {name: "number" if name in NUMBERS else "category" for name in pooled}
     missing = {name: bool(pooled[name].isna().any()) for name in pooled}
     for option in (Standard(), Standard(numeric="median", categorical="missing"), Standard(scale=False)):
-        transformer = option.build(kinds, missing)  # type: ignore[arg-type]
+        transformer = option.build(kinds, missing)  # type: ignore[arg-type]  # kinds, as text
         assert_equals_pooled(transformer, hospitals, pooled, candidates_of(pooled[CATEGORIES]))
 
 

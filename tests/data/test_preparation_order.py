@@ -19,7 +19,7 @@ def select(tables: list[np.ndarray], ranks: np.ndarray) -> tuple[np.ndarray, int
     known: Known = {}
     rounds = 0
     while (question := order_question(known, ranks)) is not None:
-        known = question.learn(known, {"bytes": sum(question.measure(x)["bytes"] for x in tables)})  # type: ignore[dict-item]
+        known = question.learn(known, {"bytes": sum(question.measure(x)["bytes"] for x in tables)})  # type: ignore[dict-item]  # sum is 0 only where there are no tables
         rounds += 1
     return order_values(known), rounds
 

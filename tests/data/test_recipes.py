@@ -62,7 +62,7 @@ def test_clients_hold_every_row_once_and_are_sorted(source: Source, partition: P
     assert [client.id for client in found] == sorted(client.id for client in found)
     labels = np.concatenate([table.y for client in found for table in client.load().values()])
     whole = source.read()
-    assert np.array_equal(np.sort(labels), np.sort(whole.y))  # type: ignore[arg-type]
+    assert np.array_equal(np.sort(labels), np.sort(whole.y))  # type: ignore[arg-type]  # a table, which has labels
     assert len(labels) == len(whole)
 
 
@@ -87,7 +87,7 @@ def test_a_client_splits_alone_as_it_does_among_others() -> None:
     source = BuiltIn("heart_disease")
     rows = source.read()
     mine = rows.client == "Hungary"
-    alone = from_arrays(rows.x[mine], rows.y[mine], clients=rows.client[mine])  # type: ignore[index]
+    alone = from_arrays(rows.x[mine], rows.y[mine], clients=rows.client[mine])  # type: ignore[index]  # a table whose rows name their clients
     among = next(client for client in clients(source, Column(), SPLIT, 5) if client.id == "Hungary")
     same(clients(alone, Column(), SPLIT, 5)[0].load(), among.load())
 

@@ -20,7 +20,7 @@ def nearest(value: float) -> int:
 
 def cut(split: Split, y: np.ndarray, client: str = "a", task: str = "classification") -> dict[str, np.ndarray]:
     assume(len(y) - nearest(len(y) * split.test) - nearest(len(y) * split.validation) >= 1)
-    return split.indices(y, (7, client), task)  # type: ignore[arg-type]
+    return split.indices(y, (7, client), task)  # type: ignore[arg-type]  # a task, as text
 
 
 @given(

@@ -24,7 +24,7 @@ from hansa.core.errors import InputError
 from hansa.core.updates import under
 from hansa.job import from_table, to_table
 from hansa.learners.bagging import Bagging, BoundBagging
-from hansa.training import clients_of
+from hansa.opening import clients_of
 from tests.conformance import problem
 from tests.conformance.problem import same_bits
 

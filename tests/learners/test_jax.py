@@ -247,7 +247,7 @@ def test_losses_of_numbers(loss: str) -> None:
         z = (table.x @ params["layer0.weight"] + params["layer0.bias"])[:, 0].astype(float)
         number = np.exp(z) if loss == "poisson_nll" else z
         told = {name: total[k] / count[k] for name, (total, count) in measured.items()}
-        assert told["loss"] == pytest.approx(LOSSES[loss](z, table.y).mean(), rel=1e-4)  # type: ignore[no-untyped-call]
+        assert told["loss"] == pytest.approx(LOSSES[loss](z, table.y).mean(), rel=1e-4)  # type: ignore[no-untyped-call]  # a function without types
         assert told["mse"] == pytest.approx(mean_squared_error(table.y, number), rel=1e-4)
         assert told["mae"] == pytest.approx(mean_absolute_error(table.y, number), rel=1e-4)
         np.testing.assert_allclose(bound.predict(params, table.x), number, rtol=1e-4, atol=1e-6)

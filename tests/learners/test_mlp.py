@@ -41,7 +41,7 @@ def block_of(learner: BoundMLP, rows: tuple[int, ...], first: int = 0) -> Loaded
 
 
 def bound(**options: object) -> BoundMLP:
-    model = MLP(**options)  # type: ignore[arg-type]
+    model = MLP(**options)  # type: ignore[arg-type]  # options of several types
     return model.bind(Schema(shape=(64,), classes=CLASSES if model.task == "classification" else None, rows=1000))
 
 
@@ -222,7 +222,7 @@ def test_equals_a_plain_torch_loop(regime: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("classes", [CLASSES, (0, 1), ("no", "yes")], ids=str)
 def test_the_exported_estimator_predicts_the_same(shape: dict[str, object], classes: tuple[object, ...]) -> None:
-    model = MLP(**shape)  # type: ignore[arg-type]
+    model = MLP(**shape)  # type: ignore[arg-type]  # as above
     x, y = digits()
     labels = np.asarray(classes)[y % len(classes)]
     regression = model.task == "regression"

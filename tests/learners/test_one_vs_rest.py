@@ -84,7 +84,7 @@ def test_what_is_judged_is_what_is_given_back(tmp_path: Path) -> None:
     for learner in (OneVsRest(LogisticRegression()), OneVsRest(hansa.MLP(hidden=(6,), dtype="float64"))):
         algorithm = hansa.FedAvg(local=LOCAL)
         ours = run(tmp_path, learner, algorithm=algorithm, split=hansa.Split(test=0.4), rounds=hansa.Rounds(count=5))
-        clients = hansa.training.clients_of(ours.job)
+        clients = hansa.opening.clients_of(ours.job)
         tests = [client.load()["test"] for client in clients]
         right = np.concatenate([ours.model.predict(test.x) == test.y for test in tests])
         assert ours.metrics["test/accuracy"] == right.mean()

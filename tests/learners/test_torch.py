@@ -72,6 +72,17 @@ class Tied(nn.Module):
         return self.head(torch.relu(self.second(hidden * self.mask)))
 
 
+class Viewing(nn.Module):
+    """A view of what a convolution gives, which there is with channels first alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Conv2d(1, 4, 3), nn.Linear(36, 10)
+
+    def forward(self, x):
+        return self.head(F.max_pool2d(self.layer(x.view(-1, 1, 8, 8)), 2).view(len(x), -1))
+
+
 class Branches(nn.Module):
     def __init__(self):
         super().__init__()
@@ -530,6 +541,25 @@ def test_export_is_an_ordinary_module(tmp_path):
     np.testing.assert_array_equal(second[1].weight.detach().numpy(), params["1.weight"])
 
 
+@pytest.mark.parametrize(("module", "last"), [(cnn, True), (Viewing, False)])
+def test_convolutions_have_channels_last_where_the_module_takes_that_and_compute_the_same(module, last):
+    one, plan = learner(module, batch="one_by_one", device="cpu"), Plan(Local(1, 4), 0.5)
+    weight = next(w for w in one.model.weights.values() if w.ndim == 4)
+    assert (weight.stride(1) == 1) == last
+    data, params = block([20]), one.init(1)
+    mine = one.train(params, data, plan).params
+    plain, times = one.export(params).train(), schedule(data, plan.local)
+    x, y = torch.from_numpy(data.tables[0].x), torch.from_numpy(data.tables[0].y)
+    optimizer = torch.optim.SGD(plain.parameters(), 0.5)
+    for rows in times.batches(0):
+        optimizer.zero_grad()
+        F.cross_entropy(plain(x[rows]), y[rows]).backward()
+        optimizer.step()
+    for name, value in plain.state_dict().items():
+        assert value.is_contiguous()
+        np.testing.assert_allclose(mine[name][0], value.numpy(), rtol=1e-4, atol=1e-5)
+
+
 def test_factories_by_name(tmp_path, monkeypatch):
     file = tmp_path / "nets.py"
     file.write_text(
@@ -541,9 +571,9 @@ def test_factories_by_name(tmp_path, monkeypatch):
     for name in (f"{file}:Net", "nets:Net"):
         one = learner(name, options={"hidden": 6})
         assert one.init(0)["body.0.weight"].shape == (6, 64)
-        copied = pickle.loads(pickle.dumps(one))  # noqa: S301
+        copied = pickle.loads(pickle.dumps(one))  # noqa: S301  # of our own making
         assert_same(copied.init(0), one.init(0))
-        exported = pickle.loads(pickle.dumps(one.export(one.init(0))))  # noqa: S301
+        exported = pickle.loads(pickle.dumps(one.export(one.init(0))))  # noqa: S301  # of our own making
         assert exported(torch.from_numpy(X[:3])).shape == (3, 10)
     monkeypatch.chdir(tmp_path)
     assert_same(learner("nets.py:Net").init(1), learner("nets:Net").init(1))

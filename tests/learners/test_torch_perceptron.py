@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
+from torch import nn  # noqa: E402  # only where PyTorch is
 from torch.nn import functional as F  # noqa: E402
 
 from hansa.core.blocks import Client, LoadedBlock, Table  # noqa: E402

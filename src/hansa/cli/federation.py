@@ -50,7 +50,7 @@ def _pki(key: Path | None, certificate: Path | None, believe: Path | None) -> An
         return None
     if key is None or certificate is None or believe is None:
         raise InputError("--key, --certificate, --believe: an own PKI needs all three (or give none, and join with a token)")
-    from hansa.federation.identity import Credentials
+    from hansa.federation.credentials import Credentials
 
     return Credentials.read(key, certificate, believe)
 

@@ -257,9 +257,9 @@ def _brief(metrics: Any) -> str:
 
 def data(job: Job, picture: Path | None, as_json: bool) -> None:
     """Each client's rows, labels and features, as the clients themselves describe them."""
-    from hansa import training
+    from hansa import opening
 
-    setting = training.open_setting(job, training.clients_of(job))
+    setting = opening.open_setting(job, opening.clients_of(job))
     setting.engine.stop()
     described = setting.description.plain()
     if picture is not None:

@@ -35,8 +35,8 @@ from hansa.learners.jax_model import Model, functions_of, modelled
 from hansa.learners.labels import encode
 from hansa.learners.tasks import refuse_labels, refuse_outputs
 
-ROWS_AT_ONCE = 4096
-"""Rows of one forward pass outside training."""
+ROWS_AT_ONCE = 1024
+"""Rows of one forward pass outside training: enough for the arithmetic, and few for what convolutions hold in between."""
 
 
 @dataclass(frozen=True, eq=False)

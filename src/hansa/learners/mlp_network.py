@@ -102,7 +102,9 @@ class Network:
         """What the output is compared with, (..., outputs): one-hot rows for class numbers, the numbers themselves otherwise."""
         if self.task == "regression":
             return y[..., None].astype(dtype, copy=False)
-        return np.eye(self.outputs, dtype=dtype).take(y, axis=0)
+        hot = np.zeros((*y.shape, self.outputs), dtype)
+        hot.reshape(-1, self.outputs)[np.arange(y.size), y.ravel()] = 1
+        return hot
 
     def slope(self, z: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(dloss/dz, loss per row), each row's own, of shapes (..., rows, outputs) and (..., rows). ``z`` is overwritten."""

@@ -41,12 +41,12 @@ from hansa.learners.tasks import refuse_labels, refuse_outputs
 from hansa.learners.torch import TorchLearner
 from hansa.learners.torch_losses import RowLoss, measure, name_of, prediction, row_loss, total
 from hansa.learners.torch_memory import train_in_groups
-from hansa.learners.torch_model import Model, array, build, device_named, materialise, scoped
+from hansa.learners.torch_model import Model, array, build, device_named, in_layout, laid_out, materialise, scoped
 from hansa.learners.torch_perceptron import Perceptron, perceptron_of
 from hansa.learners.torch_training import obstacle_to_stacking, train_one_by_one, train_stacked, worth_stacking
 
-ROWS_AT_ONCE = 4096
-"""Rows of one forward pass outside training."""
+ROWS_AT_ONCE = 1024
+"""Rows of one forward pass outside training: enough for the arithmetic, and few for what convolutions hold in between."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,11 @@ class BoundTorch(Bound):
 
     @cached_property
     def model(self) -> Model:
-        return self.fresh(device_named(self.options.device))
+        device, shape = device_named(self.options.device), self.schema.shape
+        if device.type != "cpu" or not shape or np.dtype(self.schema.dtype).kind not in "bf":
+            return self.fresh(device)
+        with scoped(device):
+            return Model(laid_out(self._built(derive(0, "module")), shape), device)
 
     def fresh(self, device: torch.device) -> Model:
         """A module that nobody else has, on a device."""
@@ -238,7 +242,7 @@ class BoundTorch(Bound):
     def export(self, params: Params) -> nn.Module:
         """The module with these params, in evaluation mode, on the CPU: an ordinary ``torch.nn.Module`` of the caller's own."""
         with scoped(self.model.device):
-            return copy.deepcopy(self.model.load(params)).cpu().eval()
+            return in_layout(copy.deepcopy(self.model.load(params)).cpu().eval(), torch.contiguous_format)
 
 
 def bound(options: TorchLearner, schema: Schema) -> BoundTorch:

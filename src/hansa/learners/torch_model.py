@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -96,6 +97,31 @@ def materialise(module: nn.Module, schema: Schema | None) -> None:
     with torch.no_grad():
         module.eval()(torch.zeros(1, *schema.shape, dtype=torch.int64 if np.dtype(schema.dtype).kind in "iu" else None))
     module.train(training)
+
+
+def laid_out(module: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """The module, its weights with channels last where it convolves images and takes that. shape: of one row's features.
+
+    On a CPU a step is a tenth faster so, by max pooling above all. A module that gives something else, or nothing, on two rows
+    (``x.view(...)`` wants channels first) stays as it is.
+    """
+    convolutions = [layer.weight for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    if not convolutions:
+        return module
+    example = torch.linspace(-1, 1, 2 * math.prod(shape), dtype=convolutions[0].dtype).reshape(2, *shape)
+    first, last = (in_layout(copy.deepcopy(module).eval(), f) for f in (torch.contiguous_format, torch.channels_last))
+    try:
+        outputs = first(example), last(example)
+        outputs[1].sum().backward()
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+        return module  # what is wrong with channels first as well is said where the module is tried
+    return in_layout(module, torch.channels_last) if torch.allclose(*outputs, rtol=1e-3, atol=1e-5) else module
+
+
+def in_layout(module: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """The module itself, with its tensors in that layout."""
+    options: dict[str, Any] = {"memory_format": layout}  # which PyTorch's types do not name
+    return module.to(**options)
 
 
 class Model:
