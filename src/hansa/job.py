@@ -161,6 +161,11 @@ def _check(job: Job) -> None:
             "transforms: 'clip' scales the objective and gradient of a client at each point by another factor, and algorithm 'lbfgs' "
             "compares points (leave clip out, or write algorithm.name = 'gradient_descent')"
         )
+    if job.algorithm.name == "forest" and job.rounds.count < 2:
+        raise InputError(
+            f"rounds.count = {job.rounds.count}: in the first round of algorithm 'forest' the clients tell their weights, in the second "
+            "they grow trees (set rounds.count to 2 or more)"
+        )
     e = job.evaluation
     if (e.best or e.patience) and not job.split.validation:
         which = "best = true" if e.best else f"patience = {e.patience}"

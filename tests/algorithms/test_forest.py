@@ -146,8 +146,13 @@ def test_a_client_that_fails_is_asked_again(tmp_path: Path) -> None:
 
 
 def test_a_forest_that_did_not_grow_says_so(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"has no trees.*set rounds.count to 2 or more"):
+    with pytest.raises(InputError, match=r"rounds.count = 1: .* the second they grow trees \(set rounds.count to 2 or more\)"):
         grown(tmp_path, RandomForestClassifier(5), rounds=hansa.Rounds(count=1))
+    asked = job(RandomForestClassifier(5))
+    setting = hansa.opening.open_setting(asked, hansa.opening.clients_of(asked))
+    _, learner = setting.bound()
+    with pytest.raises(InputError, match="the run ended before the clients grew some"):
+        learner.export(learner.init(0))
 
 
 def test_class_weights_are_those_of_the_labels(tmp_path: Path) -> None:

@@ -192,8 +192,7 @@ class BoundForest:
         """
         if not len(params["nodes"]):
             raise InputError(
-                "the forest has no trees: in the first round the clients tell their weights, in the second they grow trees "
-                "(set rounds.count to 2 or more)"
+                "the forest has no trees: the run ended before the clients grew some (resume it, or look for their failures in its report)"
             )
         return named(self._built(params), self.schema)
 
