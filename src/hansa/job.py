@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Interval
 
 from hansa.core.clock import Clock
-from hansa.core.contracts import UnboundLearner
+from hansa.core.contracts import Demanding, UnboundLearner
 from hansa.core.devices import Devices
 from hansa.core.errors import InputError, did_you_mean
 from hansa.core.schedules import Constant, Schedule
@@ -156,16 +156,8 @@ def _check(job: Job) -> None:
     if job.algorithm.collective == "gang":
         _check_gang(job)
     _check_columns(job)
-    if job.algorithm.name == "lbfgs" and any(transform.name == "clip" for transform in job.transforms):
-        raise InputError(
-            "transforms: 'clip' scales the objective and gradient of a client at each point by another factor, and algorithm 'lbfgs' "
-            "compares points (leave clip out, or write algorithm.name = 'gradient_descent')"
-        )
-    if job.algorithm.name == "forest" and job.rounds.count < 2:
-        raise InputError(
-            f"rounds.count = {job.rounds.count}: in the first round of algorithm 'forest' the clients tell their weights, in the second "
-            "they grow trees (set rounds.count to 2 or more)"
-        )
+    if isinstance(job.algorithm, Demanding):
+        job.algorithm.check(job.rounds.count, job.transforms)
     e = job.evaluation
     if (e.best or e.patience) and not job.split.validation:
         which = "best = true" if e.best else f"patience = {e.patience}"

@@ -10,13 +10,14 @@ is a ``gather`` algorithm, which secure aggregation has to refuse.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from hansa.core.blocks import LoadedBlock
-from hansa.core.contracts import Collective, Learner, Message, State
+from hansa.core.contracts import Collective, Learner, Message, State, Transform
 from hansa.core.decision_trees import TREES, checked, joined
 from hansa.core.errors import InputError
 from hansa.core.params import Kinds, Params
@@ -35,6 +36,13 @@ class Forest:
 
     collective: Collective = field(default="gather", init=False, repr=False)
     needs: frozenset[str] = field(default=frozenset({"trees"}), init=False, repr=False)
+
+    def check(self, rounds: int, transforms: Sequence[Transform]) -> None:
+        if rounds < 2:
+            raise InputError(
+                f"rounds.count = {rounds}: in the first round of algorithm 'forest' the clients tell their weights, in the second they "
+                "grow trees (set rounds.count to 2 or more)"
+            )
 
     def init(self, params: Params, kinds: Kinds) -> State:
         return {"params": params, "due": None, "done": False}

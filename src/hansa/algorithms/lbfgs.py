@@ -15,7 +15,7 @@ Until a point is accepted ``params`` are those of the last iteration, which is w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -24,7 +24,8 @@ from annotated_types import Ge
 
 from hansa.algorithms import preconditioner, wolfe
 from hansa.core.blocks import LoadedBlock
-from hansa.core.contracts import Collective, Curved, Learner, Message, State
+from hansa.core.contracts import Collective, Curved, Learner, Message, State, Transform
+from hansa.core.errors import InputError
 from hansa.core.objective import value_and_gradient
 from hansa.core.params import Kinds, Params, flatten, unflatten, with_kind
 from hansa.core.updates import Total, Update
@@ -44,6 +45,13 @@ class LBFGS:
 
     collective: Collective = field(default="sum", init=False, repr=False)
     needs: frozenset[str] = field(default=frozenset({"gradient"}), init=False, repr=False)
+
+    def check(self, rounds: int, transforms: Sequence[Transform]) -> None:
+        if any(getattr(transform, "name", "") == "clip" for transform in transforms):
+            raise InputError(
+                "transforms: 'clip' scales the objective and gradient of a client at each point by another factor, and algorithm 'lbfgs' "
+                "compares points (leave clip out, or write algorithm.name = 'gradient_descent')"
+            )
 
     def init(self, params: Params, kinds: Kinds) -> State:
         weights = with_kind(params, kinds, "weight")

@@ -273,6 +273,15 @@ class Algorithm(Protocol):
         ...
 
 
+@runtime_checkable
+class Demanding(Protocol):
+    """What an algorithm may have as well, where a job that offers what it needs may still be one that it cannot work in."""
+
+    def check(self, rounds: int, transforms: Sequence[Transform]) -> None:
+        """Raise InputError for so many rounds at most, or for these transforms; asked before any data is read."""
+        ...
+
+
 @dataclass(frozen=True)
 class Context:
     """Where a transform stands: which run and round, and whose update it is (empty at the server)."""
