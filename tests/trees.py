@@ -27,11 +27,13 @@ def trees_with(*keys: str) -> st.SearchStrategy[dict[str, Any]]:
 
 
 def same_bits(first: Any, second: Any) -> bool:
-    """Equal to the last bit, in the same order, with the same dtypes."""
+    """Equal to the last bit, in the same order, with the same types and dtypes."""
+    if type(first) is not type(second):
+        return False
     if isinstance(first, dict):
         return list(first) == list(second) and all(same_bits(first[name], second[name]) for name in first)
     if isinstance(first, list | tuple):
         return len(first) == len(second) and all(map(same_bits, first, second))
     if isinstance(first, np.ndarray | np.generic):
         return first.dtype == second.dtype and first.shape == second.shape and first.tobytes() == second.tobytes()
-    return bool(first == second)
+    return repr(first) == repr(second)  # tells -0.0 from 0.0, and nan is nan

@@ -16,21 +16,9 @@ from hypothesis import given, settings
 
 from hansa.core.errors import InputError
 from hansa.tracking.tree import load_arrays, load_tree, save_arrays, save_tree
-from tests.trees import trees_with
+from tests.trees import same_bits, trees_with
 
 trees = trees_with("tree")
-
-
-def same(first: object, second: object) -> bool:
-    if type(first) is not type(second):
-        return False
-    if isinstance(first, dict):
-        return list(first) == list(second) and all(same(first[key], second[key]) for key in first)
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(same, first, second))
-    if isinstance(first, np.ndarray | np.generic):
-        return first.dtype == second.dtype and first.shape == second.shape and first.tobytes() == second.tobytes()
-    return repr(first) == repr(second)  # tells -0.0 from 0.0, and nan is nan
 
 
 @settings(max_examples=50, deadline=None)
@@ -38,7 +26,7 @@ def same(first: object, second: object) -> bool:
 def test_what_is_loaded_is_what_was_saved(tmp_path_factory, tree):
     path = tmp_path_factory.getbasetemp() / "tree.safetensors"
     save_tree(path, tree)
-    assert same(load_tree(path), tree)
+    assert same_bits(load_tree(path), tree)
 
 
 def test_equal_trees_give_equal_files(tmp_path):
