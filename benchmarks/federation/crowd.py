@@ -85,7 +85,7 @@ def answer(content: bytes) -> tuple[bytes, int]:
         result: Update | Total
         if calls.kind_of(call) == "describe":
             rows = Table(np.random.default_rng(0).random((40, 784), dtype=np.float32), np.arange(40) % 10)
-            worker = Worker(None, [Client("x", dict, {"train": rows}, 40)], MemoryStore())  # type: ignore[arg-type]
+            worker = Worker(None, [Client("x", dict, {"train": rows}, 40)], MemoryStore())  # type: ignore[arg-type]  # who describes needs no learner
             described = attempt(call, worker, Block(0, (0,)))
             assert isinstance(described, Update)
             result = described
