@@ -23,11 +23,12 @@ from hansa.data.features import Features
 from hansa.job import Job, Rounds
 
 NEAR = 1e-6
-METHODS = {
-    "coordinate_descent": (hansa.CoordinateDescent(), 400),
-    "the same, `memory = 0`": (hansa.CoordinateDescent(memory=0), 400),
-    "sharing_admm": (hansa.SharingADMM(), 1500),
-}
+METHODS = (
+    ("coordinate_descent", hansa.CoordinateDescent(), 400),
+    ("the same, `memory = 0`", hansa.CoordinateDescent(memory=0), 400),
+    ("sharing_admm", hansa.SharingADMM(), 1500),
+    ("the same, `memory = 0`", hansa.SharingADMM(memory=0), 1500),
+)
 """Each with the most rounds that it is given."""
 
 PROBLEMS = (
@@ -40,17 +41,23 @@ PROBLEMS = (
         LogisticRegression(C=0.1, l1_ratio=1, solver="saga", max_iter=100_000, tol=1e-8),
         (2, 5, 30),
     ),
+    (
+        "breast_cancer",
+        "LogisticRegression(C=1, l1_ratio=1)",
+        LogisticRegression(C=1, l1_ratio=1, solver="saga", max_iter=1_000_000, tol=1e-8),
+        (4,),
+    ),
 )
 
 
 def main() -> None:
-    print(f"| | clients | {' | '.join(METHODS)} |", "|---|---:|---:|---:|---:|", sep="\n")
+    print(f"| | clients | {' | '.join(name for name, _, _ in METHODS)} |", "|---|" + "---:|" * (1 + len(METHODS)), sep="\n")
     for data, name, estimator, splits in PROBLEMS:
         x, y = (load_diabetes if data == "diabetes" else load_breast_cancer)(return_X_y=True)
         x = StandardScaler().fit_transform(x)
         best = solution(x, y, estimator)
         for place, clients in enumerate(splits):
-            cells = [cell(list(path(x, y, estimator, method, clients, most)), best, most) for method, most in METHODS.values()]
+            cells = [cell(list(path(x, y, estimator, method, clients, most)), best, most) for _, method, most in METHODS]
             print(
                 f"| {f'{data}, `{name}`' if not place else ''} | {clients} | {' | '.join(cells)} |".replace("|  |", "| |"),
                 flush=True,
