@@ -12,8 +12,8 @@ from sklearn import datasets
 from sklearn.datasets import load_digits
 
 from hansa.core.errors import InputError
+from hansa.core.pixels import Pixels
 from hansa.data import BuiltIn, images
-from hansa.data.sources import Pixels
 
 NUMBERS = ["age", "trestbps", "chol", "thalch", "oldpeak", "ca", "fbs", "exang"]
 CATEGORIES = ["sex", "cp", "restecg", "slope", "thal"]
@@ -81,8 +81,9 @@ def test_images_keep_their_last_ten_thousand_for_the_central_test(name: str) -> 
     assert rows.test is not None
     assert np.array_equal(rows.test.y, y[-10_000:])
     assert np.array_equal(rows.y, y[:-10_000])
-    assert np.array_equal(np.rint(rows.test.x[:100] * 255).astype(np.uint8), x[-10_000:-9_900])
-    assert (float(rows.x[:99].min()), float(rows.x[:99].max())) == (0.0, 1.0)
+    assert np.array_equal(np.rint(np.asarray(rows.test.x[:100]) * 255).astype(np.uint8), x[-10_000:-9_900])
+    some = np.asarray(rows.x[:99])
+    assert (float(some.min()), float(some.max())) == (0.0, 1.0)
 
 
 def test_images_are_unpacked_once_and_mapped_from_then_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from hansa.core.contracts import Additive, Algorithm, ClientStore, Context, Lear
 from hansa.core.errors import Diverged, InputError
 from hansa.core.metrics import Metrics
 from hansa.core.params import Params
+from hansa.core.pixels import Pixels
 from hansa.core.reduction import reduce_block
 from hansa.core.updates import Failure, Total, Update
 
@@ -87,6 +88,8 @@ class _Held:
         """The number of the task's learner that knows the schema; bound once, and in place of what the task had before."""
         number = self._of.get(task)
         if number is not None and self.bound[number].is_for(place, schema):
+            if self.bound[number].schema is not schema:  # it came anew with the call; its other clients need not compare it again
+                self.bound[number] = replace(self.bound[number], schema=schema)
             return number
         number = next((n for n, bound in self.bound.items() if bound.is_for(place, schema)), None)
         if number is None:
@@ -224,7 +227,7 @@ def _prepared(table: Table, whole: Schema, learner: Learner, client: str) -> Tab
 
 
 def _aligned(array: Any) -> Any:
-    return array if array is None or isinstance(array, Coded) else np.require(array, requirements=["A", "C"])
+    return array if array is None or isinstance(array, (Coded, Pixels)) else np.require(array, requirements=["A", "C"])
 
 
 def _refuse_features(x: Any, schema: Schema) -> None:
@@ -241,7 +244,7 @@ def _refuse_features(x: Any, schema: Schema) -> None:
         raise InputError(f"has examples of shape {x.shape[1:]}, and the other clients have {schema.shape}")
     elif schema.shape and x.dtype.kind != np.dtype(schema.dtype).kind:
         raise InputError(f"has features of type {x.dtype}, and the other clients have {schema.dtype}")
-    if x.dtype.kind == "f" and not np.isfinite(x).all():
+    if x.dtype.kind == "f" and not isinstance(x, Pixels) and not np.isfinite(x).all():
         raise InputError("has features that are missing or infinite; replace them, or add a preparation to the job")
 
 

@@ -72,13 +72,13 @@ def _few(values: np.ndarray) -> dict[str, list[float]]:
 
 
 def _array(splits: Splits) -> dict[str, Any]:
-    x = splits["train"].x
+    x = np.asarray(splits["train"].x)
     finite = _finite(x)
     return {
         "kind": "number",
         "shape": list(x.shape[1:]),
         "dtype": str(x.dtype),
-        **_broken([table.x for table in splits.values()]),
+        **_broken([np.asarray(table.x) for table in splits.values()]),
         "min": float(finite.min()) if finite.size else None,
         "max": float(finite.max()) if finite.size else None,
     }

@@ -13,7 +13,8 @@ import numpy as np
 from hansa.core.blocks import Table
 from hansa.core.errors import InputError
 from hansa.core.files import private_folder, replace_file
-from hansa.data.sources import Pixels, Rows
+from hansa.core.pixels import Pixels
+from hansa.data.sources import Rows
 
 OPENML = {"mnist_784": "mnist_784", "fashion_mnist": "Fashion-MNIST"}
 """Sets of 70,000 images of 28 x 28 pixels, with their names at OpenML (version 1 of each)."""

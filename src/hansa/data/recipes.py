@@ -15,6 +15,7 @@ import numpy as np
 
 from hansa.core.blocks import Client, Splits, Table
 from hansa.core.errors import InputError
+from hansa.core.pixels import as_array
 from hansa.data.describe import Everyone
 from hansa.data.elsewhere import Elsewhere
 from hansa.data.features import Columns, Features
@@ -204,7 +205,7 @@ def task_of(source: Source | Holders) -> Task:
 def central(source: Source | Holders) -> Table | None:
     """The central test set, where the data set comes with one."""
     test = None if isinstance(source, Holders) else source.read().test
-    return test if test is None or hasattr(test.x, "iloc") else Table(np.asarray(test.x), test.y)
+    return test if test is None or hasattr(test.x, "iloc") else Table(as_array(test.x), test.y)
 
 
 def pooled(clients: Sequence[Client]) -> list[Client]:

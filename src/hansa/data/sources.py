@@ -20,8 +20,8 @@ Task: TypeAlias = Literal["classification", "regression", "unlabelled"]
 class Rows:
     """All rows of a source, before anybody partitions them.
 
-    x:       a NumPy array (rows, ...), :class:`Pixels`, or a data frame whose columns are float64 (NaN where missing) or objects (str,
-             NaN where missing).
+    x:       a NumPy array (rows, ...), :class:`~hansa.core.pixels.Pixels`, or a data frame whose columns are float64 (NaN where
+             missing) or objects (str, NaN where missing).
     y:       (rows,) int64 or str for classification, float64 for regression; None without labels.
     client:  (rows,) str, whose each row is; None where the source does not say.
     test:    a central test set, where the data set comes with one.
@@ -35,31 +35,6 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.x)
-
-
-@dataclass(frozen=True, eq=False)
-class Pixels:
-    """Images kept as the bytes they are stored in; what is taken from them is float32 in [0, 1], four times as large.
-
-    bytes: uint8 (images, ...).
-    """
-
-    bytes: np.ndarray
-
-    dtype = np.dtype(np.float32)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.bytes.shape
-
-    def __len__(self) -> int:
-        return len(self.bytes)
-
-    def __getitem__(self, rows: Any) -> np.ndarray:
-        return self.bytes[rows] / np.float32(255)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self[:] if dtype is None else self[:].astype(dtype, copy=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ from hansa.core.errors import InputError
 from hansa.core.local import Plan, Trained
 from hansa.core.metrics import Metrics, stack
 from hansa.core.params import Kinds, Params
+from hansa.core.pixels import as_array
 from hansa.core.randomness import derive
 from hansa.core.updates import Update, prefixed
 from hansa.learners import jax_training, outputs
@@ -92,9 +93,9 @@ class BoundJax(Bound):
             y = encode(y, self.schema.classes)
         return Table(x, _narrow(y.astype(np.float64) if self.needs & {"numbers", "two classes"} else y))
 
-    def features(self, x: Any) -> np.ndarray:
+    def features(self, x: Any) -> Any:
         """Features as the model takes them."""
-        values = np.asarray(x)
+        values = as_array(x)
         if values.dtype.kind not in "biuf":
             raise InputError(f"the features have type {values.dtype} and JAX takes numbers only; add a preparation to the job")
         return _narrow(values)
@@ -185,7 +186,7 @@ def bound(options: JaxLearner, schema: Schema) -> BoundJax:
     return learner
 
 
-def _narrow(values: np.ndarray) -> np.ndarray:
+def _narrow(values: Any) -> Any:
     """In the types that JAX computes with: 32 bits, unless it was told to use 64."""
     kind = jnp.int_ if values.dtype.kind in "iu" else jnp.float_
     return values.astype(jax.dtypes.canonicalize_dtype(kind), copy=False)
@@ -196,7 +197,7 @@ def _chunks(table: Table) -> Iterator[tuple[np.ndarray, Any, int]]:
     for start in range(0, max(len(table), 1), ROWS_AT_ONCE):
         x = table.x[start : start + ROWS_AT_ONCE]
         y = None if table.y is None else jax_training.padded([table.y[start : start + ROWS_AT_ONCE]])
-        yield jax_training.padded([x]), y, len(x)
+        yield jax_training.padded([np.asarray(x)]), y, len(x)
 
 
 @cache

@@ -23,6 +23,7 @@ from hansa.core.errors import InputError
 from hansa.core.local import Plan, Trained
 from hansa.core.metrics import Metrics, stack
 from hansa.core.params import Kinds, Params
+from hansa.core.pixels import as_array
 from hansa.core.randomness import generator
 from hansa.core.updates import Update, prefixed
 from hansa.learners import measures
@@ -94,7 +95,7 @@ class BoundMLP:
 
     def arrays(self, table: Table) -> Table:
         """x to (rows, features); y to class numbers (int64) or numbers. InputError for an unknown label."""
-        x = np.asarray(table.x, dtype=self.options.dtype).reshape(len(table), -1)
+        x = as_array(table.x).astype(self.options.dtype, copy=False).reshape(len(table), -1)
         if table.y is None:
             return Table(x)
         y = encode(table.y, self.schema.classes)
@@ -135,9 +136,8 @@ class BoundMLP:
 
         for x, y in _slices(table):
             values = self.network.forward(params, x)
-            delta, losses = self.network.slope(values.pop(), self.network.targets(y, x.dtype))
+            delta, losses = self.network.slope(values.pop(), y, np.full(len(x), 1 / len(table), x.dtype))
             loss += float(losses.sum(dtype=np.float64))
-            delta /= len(table)
             self.network.backward(params, values, delta, add)
         if self.options.l2:
             for layer in range(self.network.layers):
@@ -169,7 +169,7 @@ class BoundMLP:
         for x, y in _slices(table):
             z = self.network.forward(params, x)[-1]
             scores.append(z.copy())
-            loss += float(self.network.slope(z, self.network.targets(y, x.dtype))[1].sum(dtype=np.float64))
+            loss += float(self.network.slope(z, y, np.ones(len(x), x.dtype))[1].sum(dtype=np.float64))
         z, result = np.concatenate(scores), {"loss": (loss, float(len(table)))}
         if self.options.task == "classification":
             return result | {"accuracy": measures.accuracy(z.argmax(axis=1), table.y)}
@@ -192,6 +192,6 @@ class BoundMLP:
 def _slices(table: Table) -> list[tuple[np.ndarray, Any]]:
     """The table in consecutive parts of at most ``SLICE`` rows; at least one."""
     return [
-        (table.x[start : start + SLICE], None if table.y is None else table.y[start : start + SLICE])
+        (np.asarray(table.x[start : start + SLICE]), None if table.y is None else table.y[start : start + SLICE])
         for start in range(0, max(len(table), 1), SLICE)
     ]

@@ -106,20 +106,24 @@ class Network:
         hot.reshape(-1, self.outputs)[np.arange(y.size), y.ravel()] = 1
         return hot
 
-    def slope(self, z: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(dloss/dz, loss per row), each row's own, of shapes (..., rows, outputs) and (..., rows). ``z`` is overwritten."""
+    def slope(self, z: np.ndarray, y: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(``scale * dloss/dz``, loss per row), of shapes (..., rows, outputs) and (..., rows); ``y`` and ``scale`` are (..., rows).
+        ``z`` may be overwritten."""
         if self.task == "regression":
-            z -= targets
-            return z, 0.5 * np.square(z[..., 0])
-        z -= z.max(axis=-1, keepdims=True)
-        at_label = np.einsum("...o,...o->...", z, targets)
-        delta = np.exp(z)
-        total = delta.sum(axis=-1, keepdims=True)
-        delta /= total
-        delta -= targets
-        loss = np.log(total[..., 0])
-        loss -= at_label
-        return delta, loss
+            z -= y[..., None]
+            loss = 0.5 * np.square(z[..., 0])
+            z *= scale[..., None]
+            return z, loss
+        delta = np.ascontiguousarray(z.reshape(y.size, self.outputs).T)  # sums over a few outputs are fast along the rows
+        at_label = y.ravel(), np.arange(y.size)
+        delta -= delta.max(axis=0)
+        loss = -delta[at_label]
+        np.exp(delta, out=delta)
+        total = delta.sum(axis=0)
+        loss += np.log(total)
+        delta *= scale.ravel() / total
+        delta[at_label] -= scale.ravel()
+        return delta.T.reshape(z.shape), loss.reshape(y.shape)
 
     def backward(
         self,

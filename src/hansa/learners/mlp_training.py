@@ -29,7 +29,8 @@ GROUP_BYTES = 1 << 20
 """What the weights, the gradients and the mini-batches of a stacked group may take together: about a core's own cache."""
 
 Move = Callable[[Params, list[np.ndarray], np.ndarray, int], None]
-"""(params, values of the forward pass, delta of the output, step): one step in place."""
+"""(params, values of the forward pass, delta of the output, step): one step in place. The deltas of plain SGD are minus the learning
+rate times those of the others: one small array is scaled instead of every gradient."""
 
 
 def train(network: Network, params: Params, block: LoadedBlock, plan: Plan, l2: float) -> Trained:
@@ -60,11 +61,11 @@ def _train_stacked(
     tables, dtype = [block.tables[k] for k in order], params["layer0.weight"].dtype
     todo = batches(times, order)
     labels, real = todo.labels(tables), todo.real()
-    share = (real / np.maximum(todo.count, 1)[..., None]).astype(dtype)
-    losses = np.zeros(share.shape, dtype)
+    scale = (real * ((-plan.rate if is_plain(plan) else 1) / np.maximum(todo.count, 1)[..., None])).astype(dtype)
+    losses = np.zeros(scale.shape, dtype)
     stacked = {name: np.repeat(value[None], len(block), axis=0) for name, value in params.items()}
     room = Reused()
-    width = share.shape[2]
+    width = scale.shape[2]
     for first in range(0, len(block), group):
         here = slice(first, min(first + group, len(block)))
         w = {name: value[here] for name, value in stacked.items()}
@@ -81,8 +82,7 @@ def _train_stacked(
                     tables[first + k].x.take(rows[k, step], axis=0, out=x[k], mode="clip")
             now = slice(first, first + a), step
             values = network.forward(own, x[:a], room)
-            delta, losses[now] = network.slope(values.pop(), network.targets(labels[now], dtype))
-            delta *= share[now][..., None]
+            delta, losses[now] = network.slope(values.pop(), labels[now], scale[now])
             move(own, values, delta, step)
     back = np.argsort(order, kind="stable")
     if np.any(order[1:] < order[:-1]):
@@ -100,7 +100,6 @@ def _plain(network: Network, plan: Plan, l2: float, room: Room) -> Move:
                 w *= decay
             w += change
 
-        delta *= -plan.rate  # one small array instead of every gradient
         network.backward(own, values, delta, add, room)
 
     return move

@@ -31,6 +31,7 @@ from hansa.core.errors import InputError
 from hansa.core.local import Plan, Trained
 from hansa.core.metrics import Metrics, stack
 from hansa.core.params import Kinds, Params
+from hansa.core.pixels import as_array
 from hansa.core.randomness import derive
 from hansa.core.synchrony import GangCall, Trainer
 from hansa.core.updates import Update, prefixed
@@ -105,9 +106,9 @@ class BoundTorch(Bound):
         whole = y.dtype.kind in "iu" and not self.needs & {"numbers", "two classes"}
         return Table(x, y.astype(np.int64 if whole else self.model.floating, copy=False))
 
-    def features(self, x: Any) -> np.ndarray:
+    def features(self, x: Any) -> Any:
         """Features as the module takes them."""
-        values = np.asarray(x)
+        values = as_array(x)
         if values.dtype.kind not in "biuf":
             raise InputError(f"the features have type {values.dtype} and PyTorch takes numbers only; add a preparation to the job")
         return values.astype(np.int64 if values.dtype.kind in "iu" else self.model.floating, copy=False)

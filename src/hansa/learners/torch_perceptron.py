@@ -45,7 +45,7 @@ class Perceptron:
     def train(self, params: Params, block: LoadedBlock, plan: Plan) -> Trained:
         """Train every client of the block from the same params, all under the module's own names and shapes."""
         drift = plan.drift and self._to_network(plan.drift)
-        rows = tuple(Table(np.ascontiguousarray(table.x.reshape(len(table), -1)), table.y) for table in block.tables)
+        rows = tuple(Table(table.x.reshape(len(table), -1), table.y) for table in block.tables)
         trained = train(self.network, self._to_network(params), replace(block, tables=rows), replace(plan, drift=drift), 0.0)
         return replace(trained, params={name: self._from_network(name, trained.params) for name in params})
 
@@ -122,7 +122,7 @@ def _known(what: str | type | Callable[..., Any], among: Any) -> bool:
 
 def _agrees(found: Perceptron, model: Model, x: np.ndarray) -> bool:
     """Whether the network gives what the module gives for a few rows."""
-    rows = x.reshape(len(x), -1)
+    rows = np.asarray(x).reshape(len(x), -1)
     if not len(x) or rows.shape[1] != found.network.widths[0]:
         return False
     with torch.no_grad():
