@@ -126,21 +126,14 @@ def measure(load: Load, rounds: int) -> dict[str, Any]:
         server.wait()
         limit = start("-m", "benchmarks.federation.raw", str(home), "serve")
         raw_address = f"127.0.0.1:{limit.stdout.readline().strip()}"
-        size = 4 * load.parameters
-        raw = [
-            float(
-                start(
-                    "-m", "benchmarks.federation.raw", str(home), "load", raw_address, str(load.clients), str(size)
-                ).communicate()[0]
-            )
-            for _ in range(3)
-        ]
+        counts = (str(load.clients), str(4 * load.parameters), str(rounds))
+        raw = json.loads(start("-m", "benchmarks.federation.raw", str(home), "load", raw_address, *counts).communicate()[0])
         limit.kill()
         limit.wait()
     told = json.loads(said)
     return {
         "clients": load.clients, "parameters": load.parameters, "seconds": seconds[1:], "cpu": used / rounds, "peak": watched.peak,
-        "next": quantiles(told["next"][load.clients :]), "upload": quantiles(told["upload"][load.clients :]), "raw": raw,
+        "next": quantiles(told["next"][load.clients :]), "upload": quantiles(told["upload"][load.clients :]), "raw": raw[1:],
     }  # fmt: skip
 
 

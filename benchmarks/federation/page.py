@@ -26,7 +26,7 @@ def page(loads: dict[str, dict[str, Any]], beside: dict[str, dict[str, Any]], ro
         "",
         "Every client is connected all the time and takes part in every round; it fetches the model, and sends an update of the same size "
         "which takes it no training. *Limit*: the same bytes down and up over as many open connections, by gRPC streaming with TLS and "
-        f"nothing else. Medians of {rounds - 1} rounds after one that warms up.",
+        f"nothing else. Medians of {rounds - 1} rounds after one that warms up, of both.",
         "",
         "| | parameters | round, s | rounds a minute | of the limit | `Next` p50 / p99, s | upload p50 / p99, s | server CPU a round, s | "
         "server memory, MB |",
@@ -41,7 +41,8 @@ def page(loads: dict[str, dict[str, Any]], beside: dict[str, dict[str, Any]], ro
         )
     lines += [
         "",
-        "`Next` is from the question to the task, and so holds the wait for all the other clients of the round before.",
+        "`Next` is from the question to the task, and so holds the wait for all the other clients of the round before. An upload is from "
+        "the first byte of the result to the answer to its report.",
         "",
         "## Beside Flower",
         "",

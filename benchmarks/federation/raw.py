@@ -1,15 +1,19 @@
 """The limit: the same bytes down and up between the same numbers of connections, with TLS, by gRPC streaming alone.
 
-python -m benchmarks.federation.raw HOME serve | HOME load ADDRESS CLIENTS BYTES
+python -m benchmarks.federation.raw HOME serve | HOME load ADDRESS CLIENTS BYTES ROUNDS
+
+`load` prints the seconds of every round; the connections stay open from one to the next, as a federation's do.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,12 @@ from hansa.federation.tls import channel_credentials, server_credentials
 CHUNK = 1 << 20
 
 
+@lru_cache
+def parts(size: int) -> tuple[bytes, ...]:
+    """So many bytes as the messages that they are sent in."""
+    return tuple(bytes(min(CHUNK, size - start)) for start in range(0, size, CHUNK))
+
+
 class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
     """/raw/Down answers with as many bytes as it is asked for, /raw/Up reads to the end and says how many there were."""
 
@@ -33,10 +43,8 @@ class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no type
 
 
 async def _down(request: bytes, context: Any) -> AsyncIterator[bytes]:
-    left, part = int(request), bytes(CHUNK)
-    while left > 0:
-        yield part[:left]
-        left -= CHUNK
+    for part in parts(int(request)):
+        yield part
 
 
 async def _up(requests: AsyncIterator[bytes], context: Any) -> bytes:
@@ -59,27 +67,23 @@ async def serve(home: Path) -> None:
 async def one(channel: Any, size: int) -> None:
     async for _ in channel.unary_stream("/raw/Down")(str(size).encode()):
         pass
-
-    async def parts() -> AsyncIterator[bytes]:
-        left, part = size, bytes(CHUNK)
-        while left > 0:
-            yield part[:left]
-            left -= CHUNK
-
-    told = await channel.stream_unary("/raw/Up")(parts())
+    told = await channel.stream_unary("/raw/Up")(iter(parts(size)))
     assert int(told) == size
 
 
-async def load(home: Path, address: str, clients: int, size: int) -> float:
+async def load(home: Path, address: str, clients: int, size: int, rounds: int) -> list[float]:
     async with AsyncExitStack() as stack:
         channels = []
         for number in range(clients):
             credentials = channel_credentials(Credentials.load(home / f"client-{number:05d}"))
             channels.append(await stack.enter_async_context(grpc.aio.secure_channel(address, credentials, OPTIONS)))
         await asyncio.gather(*(one(channel, 1) for channel in channels))  # connected, as a federation's clients are
-        began = time.perf_counter()
-        await asyncio.gather(*(one(channel, size) for channel in channels))
-        return time.perf_counter() - began
+        seconds = []
+        for _ in range(rounds):
+            began = time.perf_counter()
+            await asyncio.gather(*(one(channel, size) for channel in channels))
+            seconds.append(time.perf_counter() - began)
+        return seconds
 
 
 if __name__ == "__main__":
@@ -87,4 +91,4 @@ if __name__ == "__main__":
     if sys.argv[2] == "serve":
         asyncio.run(serve(place))
     else:
-        print(asyncio.run(load(place, sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))))
+        print(json.dumps(asyncio.run(load(place, sys.argv[3], *map(int, sys.argv[4:])))))

@@ -20,9 +20,12 @@ from typing import Any
 
 PRELOADED = (
     "alembic.command", "alembic.config", "sqlalchemy.dialects.sqlite", "hansa.algorithms.scaffold", "hansa.cli.federation",
-    "hansa.cli.logs", "hansa.cli.main", "hansa.cli.show", "hansa.data.builtin", "hansa.federated.client", "hansa.federated.server",
-    "hansa.learners.mlp",
+    "hansa.cli.logs", "hansa.cli.main", "hansa.cli.show", "hansa.data.builtin", "hansa.data.preparing.assembly",
+    "hansa.federated.client", "hansa.federated.relay", "hansa.federated.server", "hansa.learners.mlp", "jinja2",
+    "matplotlib.backends.backend_svg", "matplotlib.figure", "psutil", "pydantic.type_adapter", "rich.console", "rich.progress",
+    "rich.table", "sklearn.datasets", "sklearn.impute",
 )  # fmt: skip
+"""What a run imports on its way, too: it would take a process of its own some seconds, each time."""
 
 
 class Forge:

@@ -80,6 +80,15 @@ def test_what_is_put_is_read(blobs: Blobs, content: bytes) -> None:
             ask(blob.digest)
 
 
+def test_what_is_kept_is_a_blob(blobs: Blobs) -> None:
+    for content in (memoryview(CONTENT), CONTENT, memoryview(b"")):
+        digest = hashlib.sha256(content).hexdigest()
+        blobs.keep(digest, content)
+        assert blobs.has(digest) and blobs.size(digest) == len(content) and not list(blobs.scratch.iterdir())
+        assert blobs.local(digest).read_bytes() == content
+        assert blobs.local(digest).stat().st_mode & 0o777 == 0o600
+
+
 def test_an_open_file_outlives_its_blob(blobs: Blobs) -> None:
     mapped = np.memmap(blobs.local(stored(blobs).digest), mode="r")
     blobs.remove(DIGEST)

@@ -38,7 +38,7 @@ SERVER = {
     "server.blob_partial": 3, "server.blob_complete": 6, "server.run_finished": 1,
 }  # fmt: skip
 CLIENT = {
-    "client.task_received": 4, "client.call_fetched": 4, "client.computed": 4, "client.partly_uploaded": 2, "client.uploaded": 4,
+    "client.task_received": 4, "client.call_fetched": 4, "client.computed": 4, "client.partly_uploaded": 2, "client.uploaded": 2,
     "client.reported": 4,
 }  # fmt: skip
 
@@ -135,8 +135,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Founded:
 
 @pytest.fixture
 def founded(request: pytest.FixtureRequest, tmp_path: Path) -> Founded:
-    partly = "partial" in request.node.name or "partly" in request.node.name
-    one: Founded = request.getfixturevalue("large" if partly else "small")
+    uploads = any(word in request.node.name for word in ("partial", "partly", "uploaded"))
+    one: Founded = request.getfixturevalue("large" if uploads else "small")
     return one.copied(tmp_path)
 
 

@@ -44,7 +44,7 @@ from tests.federation.standing import NAMES, Standing, code_of, standing
 COUNTS = {
     "protobuf": 1500, "parcel bytes": 1500, "call trees": 800, "result trees": 1200, "facts": 800, "tokens": 600, "certificates": 400,
     "requests": 200, "unary bytes": 1200, "stream bytes": 300, "next": 200, "protocols": 200, "reports": 300, "results": 300,
-    "uploads": 300, "downloads": 200, "joins": 100, "jobs": 150,
+    "contents": 200, "uploads": 300, "downloads": 200, "joins": 100, "jobs": 150,
 }  # fmt: skip
 """Messages of each kind."""
 
@@ -73,14 +73,17 @@ def bounded() -> Iterator[None]:
 
 
 MESSAGES = (
-    pb.JoinRequest(protocol=1, request=b"-----BEGIN CERTIFICATE REQUEST-----"),
-    pb.NextRequest(protocol=1, working=["a" * 32, "b" * 32]),
-    pb.ReportRequest(protocol=1, task="c" * 32, result=pb.Blob(digest="d" * 64, size=100)),
-    pb.ReportRequest(protocol=1, task="c" * 32, failure=pb.Failure(kind="Broken", message="so", traceback="there", bad_input=True)),
+    pb.JoinRequest(protocol=PROTOCOL, request=b"-----BEGIN CERTIFICATE REQUEST-----"),
+    pb.NextRequest(protocol=PROTOCOL, working=["a" * 32, "b" * 32]),
+    pb.ReportRequest(protocol=PROTOCOL, task="c" * 32, result=pb.Blob(digest="d" * 64, size=100)),
+    pb.ReportRequest(
+        protocol=PROTOCOL, task="c" * 32, failure=pb.Failure(kind="Broken", message="so", traceback="there", bad_input=True)
+    ),
+    pb.ReportRequest(content=b"g" * 100),
     pb.PutBlobRequest(blob=pb.Blob(digest="e" * 64, size=1 << 40)),
     pb.GetBlobRequest(digest="f" * 64, offset=1 << 50),
-    pb.SubmitRequest(protocol=1, job="name = 'x'"),
-    pb.WatchRequest(protocol=1, run="r", after=1 << 63),
+    pb.SubmitRequest(protocol=PROTOCOL, job="name = 'x'"),
+    pb.WatchRequest(protocol=PROTOCOL, run="r", after=1 << 63),
 )
 
 
@@ -377,13 +380,16 @@ def _parses(kind: Any, data: bytes) -> bool:
 
 
 @fuzzed("stream bytes")
-@given(parts=st.lists(WIRE, max_size=4), method=st.sampled_from(["PutBlob", "GetBlob"]))
+@given(parts=st.lists(WIRE, max_size=4), method=st.sampled_from(["PutBlob", "Report", "GetBlob"]))
 def test_bytes_to_streams(training: Training, parts: list[bytes], method: str) -> None:
     channel = training.place.channels[NAMES[0]]
     name = f"/hansa.federation.v1.Federation/{method}"
     if method == "PutBlob":
         call = lambda: list(channel.stream_stream(name)(iter(parts), timeout=SECONDS))  # noqa: E731  # one line, beside the one that it is like
         parse = all(_parses(pb.PutBlobRequest, part) for part in parts)
+    elif method == "Report":
+        call = lambda: channel.stream_unary(name)(iter(parts), timeout=SECONDS)  # noqa: E731  # as above
+        parse = _parses(pb.ReportRequest, parts[0]) if parts else True  # none of them names a task, so that no other is read
     else:
         data = b"".join(parts)
         call = lambda: list(channel.unary_stream(name)(data, timeout=SECONDS))  # noqa: E731  # as above
@@ -450,7 +456,7 @@ _NUMBER = itertools.count()
 @fuzzed("results")
 @given(data=st.data())
 def test_results(training: Training, data: st.DataObject) -> None:
-    """Uploaded in order, and not what was asked for: other shapes, not finite, of negative weight, or no parcels."""
+    """Sent in order, and not what was asked for: other shapes, not finite, of negative weight, or no parcels."""
     path = training.folder / f"result-{next(_NUMBER)}"
     try:
         if data.draw(st.booleans()):
@@ -464,10 +470,37 @@ def test_results(training: Training, data: st.DataObject) -> None:
             if data.draw(st.booleans()):
                 path.write_bytes(data.draw(mutated(content[:400])) + content[400:])
         assume(refuses(lambda: results.decode_result(parcels.read(path), training.expected)))
-        report = pb.ReportRequest(protocol=PROTOCOL, task=training.task.id, result=training.upload(path))
-        assert code_of(lambda: training.stub.Report(report, timeout=SECONDS)) is GRPC.INVALID_ARGUMENT
+        content = path.read_bytes()
+        ahead = not content or data.draw(st.booleans())
+        blob = training.upload(path) if ahead else pb.Blob(digest=hashlib.sha256(content).hexdigest(), size=len(content))
+        there = training.place.server.office.blobs.has(blob.digest)  # another example may have uploaded the same
+        report = pb.ReportRequest(protocol=PROTOCOL, task=training.task.id, result=blob)
+        assert code_of(lambda: training.stub.Report(report, b"" if ahead else content, timeout=SECONDS)) is GRPC.INVALID_ARGUMENT
+        assert training.place.server.office.blobs.has(blob.digest) == there
     finally:
         path.unlink(missing_ok=True)
+
+
+@fuzzed("contents")
+@given(
+    digest=DIGESTS | st.just(hashlib.sha256(b"a" * 10).hexdigest()),
+    size=SIZES | st.integers(0, 40),
+    parts=st.lists(st.sampled_from([b"", b"a", b"a" * 10, b"b" * 30, None]), min_size=1, max_size=4),
+)
+def test_contents(training: Training, digest: str, size: int, parts: list[bytes | None]) -> None:
+    """Behind a report of its own task: what is not the result that it names, nothing, too much, and a second report."""
+    head = pb.ReportRequest(protocol=PROTOCOL, task=training.task.id, result=pb.Blob(digest=digest, size=size)).SerializeToString()
+    rest = [head if part is None else pb.ReportRequest(content=part).SerializeToString() for part in parts]
+    call = training.place.channels[NAMES[0]].stream_unary("/hansa.federation.v1.Federation/Report")
+    assert code_of(lambda: call(iter([head, *rest]), timeout=SECONDS)) is GRPC.INVALID_ARGUMENT
+    assert not blobs_named(training, digest)
+
+
+def blobs_named(training: Training, digest: str) -> bool:
+    try:
+        return training.place.server.office.blobs.has(digest)
+    except InputError:
+        return False  # nothing can be named so
 
 
 @fuzzed("uploads")

@@ -118,6 +118,28 @@ def test_a_revoked_member_is_cut_off_in_an_upload(silent: bool, tmp_path: Path) 
         assert not place.server.office.blobs.has(blob.digest)
 
 
+def test_a_revoked_member_is_cut_off_in_a_report(tmp_path: Path) -> None:
+    """It has named a result that goes with its report, and sends nothing more."""
+    over, named = threading.Event(), threading.Event()
+    with standing(tmp_path) as place:
+        task = until(lambda: place.tasks(NAMES[0]))[0]
+        blob = pb.Blob(digest=hashlib.sha256(b"none").hexdigest(), size=4)
+
+        def messages() -> Iterator[bytes]:
+            yield pb.ReportRequest(protocol=PROTOCOL, task=task.id, result=blob).SerializeToString()
+            named.set()
+            over.wait(60)
+
+        call = place.channels[NAMES[0]].stream_unary("/hansa.federation.v1.Federation/Report").future(messages(), timeout=SHORT)
+        assert named.wait(SHORT)
+        place.server.revoke(NAMES[0])
+        try:
+            assert code_of(call.result) is DENIED
+        finally:
+            over.set()
+        assert place.logged("refused", NAMES[0], why="revoked")
+
+
 def test_a_revoked_member_cannot_come_back_by_the_token_it_had(tmp_path: Path) -> None:
     """It kept its key and its request; the same request has the same answer only as long as the member is one."""
     with standing(tmp_path) as place:
@@ -174,6 +196,11 @@ def test_another_clients_task(place: Standing) -> None:
     assert code_of(lambda: other.Report(failure, timeout=SHORT)) is DENIED
     result = pb.ReportRequest(protocol=PROTOCOL, task=task.id, result=pb.Blob(digest=task.call.digest, size=task.call.size))
     assert code_of(lambda: other.Report(result, timeout=SHORT)) is DENIED
+    content = b"so there"
+    blob = pb.Blob(digest=hashlib.sha256(content).hexdigest(), size=len(content))
+    result = pb.ReportRequest(protocol=PROTOCOL, task=task.id, result=blob)
+    assert code_of(lambda: other.Report(result, content, timeout=SHORT)) is DENIED
+    assert not place.server.office.blobs.has(blob.digest)
     assert place.logged("report not used", NAMES[1], task=task.id, why="not a task of this client")
     assert [one.id for one in place.tasks(NAMES[0])] == [task.id]
 
@@ -210,6 +237,10 @@ def test_a_replayed_report(tmp_path: Path) -> None:
         link = Link([server.address], Credentials.load(homes[0]))
         report = pb.ReportRequest(protocol=PROTOCOL, task=task, result=pb.Blob(digest="0" * 64, size=1))
         assert not link.once(lambda federation, _: federation.Report(report)).used
+        blob = pb.Blob(digest=hashlib.sha256(b"late").hexdigest(), size=4)
+        report = pb.ReportRequest(protocol=PROTOCOL, task=task, result=blob)
+        assert not link.once(lambda federation, _: federation.Report(report, b"late")).used
+        assert not server.office.blobs.has(blob.digest)
         link.close()
     log = (tmp_path / "server" / "audit.jsonl").read_text()
     assert '"report not used"' in log and task in log

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hansa.core.errors import InputError
-from hansa.federation.parcels import ALIGNMENT, Limits, read, write
+from hansa.federation.parcels import ALIGNMENT, Limits, read, view, write
 from tests.trees import trees_with
 
 trees = trees_with(".0")
@@ -66,6 +66,7 @@ def leaves_of(node: Any) -> list[Any]:
 def test_what_is_read_is_what_was_written(folder: Path, tree: Any) -> None:
     path = written(folder, tree)
     assert same(read(path), tree)
+    assert same(view(memoryview(b"....." + path.read_bytes())[5:]), tree)  # wherever in memory it lies
 
 
 @settings(max_examples=20, deadline=None)
@@ -208,6 +209,8 @@ def test_forged_parcels_are_refused(folder: Path, what: str) -> None:
         return
     with pytest.raises(InputError, match="parcel"):
         read(path)
+    with pytest.raises(InputError, match="parcel"):
+        view(path.read_bytes())
 
 
 def test_a_header_out_of_place_and_a_missing_file_are_refused(folder: Path) -> None:
@@ -287,8 +290,9 @@ def test_ten_thousand_damaged_parcels_are_refused_or_are_still_parcels(folder: P
     start = 8 + int.from_bytes(whole[:8], "little")
     header, data = whole[8:start].rstrip(), whole[start:]
     path.write_bytes(noise)
-    with pytest.raises(InputError):
-        read(path)
+    for refuses in (read, lambda path: view(path.read_bytes())):
+        with pytest.raises(InputError):
+            refuses(path)
     for number in range(25):
         if number % 3:  # in the header's text, with everything around it in order
             path = forged(folder, bytes(damaged(bytearray(header), rng)), data)

@@ -31,10 +31,12 @@ from hansa.federation.credentials import Credentials
 from hansa.federation.link import Link, Refused
 from hansa.federation.nodes import is_node, nodes, summed
 from hansa.federation.policy import Policy
+from hansa.federation.protocol import PROTOCOL
 from hansa.federation.protocol import hansa_pb2 as pb
 from hansa.federation.relay import broken, parts, total_in
 from hansa.federation.state import Task
-from tests.federation.parties import end, job, joined, process, same_bits, served, simulated, threads, until
+from tests.federation.forge import Forge
+from tests.federation.parties import job, joined, same_bits, served, simulated, threads, until
 
 FIVE = tuple(f"client-{number:03d}" for number in range(5))
 
@@ -178,13 +180,12 @@ def test_a_relay_that_is_killed_goes_on(tmp_path: Path) -> None:
         def keep() -> None:
             """Start it again whenever it has died, each time to die at another step, but for the last one."""
             steps = ("server.report_committed:3", "relay.summed", "relay.reported:2")
-            for step in (*steps, ""):
-                one = process(["relay", "--home", str(home), "--listen", listen], tmp_path / "relay.log", step)
-                try:
+            with Forge() as forge:
+                for step in (*steps, ""):
+                    one = forge.start(("relay", "--home", home, "--listen", listen), tmp_path / "relay.log", step)
                     until(lambda: ended.is_set() or one.poll() is not None)  # noqa: B023  # called before the loop goes on
                     died.append(one.poll())
-                finally:
-                    end(one)
+                    one.end()
 
         died: list[int | None] = []
         keeping = threading.Thread(target=keep)
@@ -230,12 +231,12 @@ def impostor(folder: Path) -> Iterator[tuple[Server, Link]]:
 
 
 def asked(link: Link, **given: Any) -> Any:
-    return link.once(lambda federation, _: federation.Next(pb.NextRequest(protocol=1, **given)))
+    return link.once(lambda federation, _: federation.Next(pb.NextRequest(protocol=PROTOCOL, **given)))
 
 
 def refused(link: Link, **given: Any) -> Refused:
     with pytest.raises(Refused) as error:
-        link.once(lambda federation, _: federation.Report(pb.ReportRequest(protocol=1, **given)))
+        link.once(lambda federation, _: federation.Report(pb.ReportRequest(protocol=PROTOCOL, **given)))
     return error.value
 
 
@@ -266,7 +267,7 @@ def test_a_relay_may_not_say_more_than_its_own(tmp_path: Path) -> None:
         said = refused(link, task=pair[0], also=pair[1:], result=pb.Blob(digest=blob.digest, size=blob.size))
         assert said.code is grpc.StatusCode.INVALID_ARGUMENT and "'gather'" in str(said)
         with pytest.raises(Refused, match="a relay may not call this"):
-            link.once(lambda _, administration: administration.Submit(pb.SubmitRequest(protocol=1, job="")))
+            link.once(lambda _, administration: administration.Submit(pb.SubmitRequest(protocol=PROTOCOL, job="")))
         assert len(server.office.state.all_open()) == 5
     why = [str(one["details"]["why"]) for one in entries(tmp_path / "server", "refused") if one["who"] == "north"]
     assert sum("may not speak for" in one for one in why) == 3 and sum("not behind it" in one for one in why) == 2

@@ -26,6 +26,8 @@ def test_messages_with_content_are_those_of_protobuf(size: int) -> None:
     assert bytes(wire.read_chunk(wire.chunk(content)).data) == content
     read = wire.read_piece(wire.piece(content))
     assert bytes(read.data) == content and read.WhichOneof("part") == "data"
+    assert wire.result(content) == pb.ReportRequest(content=content).SerializeToString()
+    assert bytes(wire.read_report(wire.result(content)).data) == content
 
 
 @pytest.mark.parametrize(
@@ -43,9 +45,21 @@ def test_other_messages_are_read_as_protobuf_does(message: bytes) -> None:
     assert read.WhichOneof("part") == known.WhichOneof("part") and bytes(read.data) == known.data
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        pb.ReportRequest(task="ab", result=pb.Blob(digest="ab", size=3)).SerializeToString(),
+        pb.ReportRequest(task="ab", content=b"not alone").SerializeToString(),
+        pb.ReportRequest(content=b"first").SerializeToString() + pb.ReportRequest(content=b"last").SerializeToString(),
+    ],
+)
+def test_other_reports_are_read_as_protobuf_does(message: bytes) -> None:
+    assert wire.read_report(message) == pb.ReportRequest.FromString(message)
+
+
 @pytest.mark.parametrize("message", [b"\x12", b"\x12\x05abcd", b"\x12\xff\xff\xff\xff\xff\xff", b"\x0a\x05abcd"])
 def test_broken_messages_are_refused(message: bytes) -> None:
-    for read in (wire.read_piece, wire.read_chunk):
+    for read in (wire.read_piece, wire.read_chunk, wire.read_report):
         with pytest.raises(Exception, match="pars"):
             read(message)
 

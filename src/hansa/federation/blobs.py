@@ -33,6 +33,10 @@ class Blobs(Protocol):
         """Move a finished local file in. It is durable when this returns, and then no longer at ``path``."""
         ...
 
+    def keep(self, digest: str, content: bytes | memoryview) -> None:
+        """Store content that is known to have that digest. It is durable when this returns."""
+        ...
+
     def has(self, digest: str) -> bool: ...
 
     def renew(self, digest: str) -> bool:

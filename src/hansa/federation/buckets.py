@@ -42,6 +42,10 @@ class Bucket:
         self._take(path, blob.digest)
         return blob
 
+    def keep(self, digest: str, content: bytes | memoryview) -> None:
+        if not self.renew(digest):
+            self._take(self._folder._written(digest, content), digest)
+
     def _take(self, path: Path, digest: str) -> None:
         self._system.put_file(str(path), self._place(digest))
         self._folder._take(path, digest)

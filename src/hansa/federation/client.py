@@ -112,13 +112,13 @@ def _do(desk: Desk, seats: OrderedDict[str, Seat], task: Any, said: Callable[[st
         if beating.unwanted:
             log.info("%s: task %s is no longer wanted", desk.name, task.id, extra=_fields(desk, task))
             return 0
+        path = outcome if isinstance(outcome, Path) else None
         if isinstance(outcome, Path):
             outcome = _uploaded(desk, outcome, said)
-            reached("client.uploaded")
         report = pb.ReportRequest(protocol=PROTOCOL, task=task.id, **outcome)
         with desk.seen.step("report"):
             try:
-                reply = desk.link.call(lambda federation, _: federation.Report(report), desk.stop, said)
+                reply = desk.link.call(lambda federation, _: transfer.report(federation, report, path), desk.stop, said)
             except Refused as error:
                 if error.code is not grpc.StatusCode.INVALID_ARGUMENT:
                     raise
@@ -135,7 +135,8 @@ def _uploaded(desk: Desk, path: Path, said: Callable[[str], None]) -> dict[str, 
     blob = pb.Blob(digest=path.name, size=path.stat().st_size)
     try:
         with desk.seen.step("upload"):
-            desk.link.call(lambda federation, _: transfer.upload(federation, path, blob.digest), desk.stop, said)
+            if desk.link.call(lambda federation, _: transfer.ahead(federation, path, blob.digest), desk.stop, said):
+                reached("client.uploaded")
     except Refused as error:
         if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             return {"failure": pb.Failure(kind="ResultRefused", message=f"the server refused the result: {error}")}

@@ -68,17 +68,19 @@ class Doors:
 
         return on_bytes
 
+    async def message(self, each: AsyncIterator[Any], who: Identity) -> Any:
+        """The next message of a member, None after the last one. Raises Rejected where it is revoked, also while it sends nothing."""
+        coming = asyncio.ensure_future(anext(each, None))
+        while not (await asyncio.wait({coming}, timeout=LOOK))[0]:
+            if not self.knows(who):
+                coming.cancel()
+                raise transfer.Rejected(grpc.StatusCode.PERMISSION_DENIED, REVOKED)
+        return coming.result()
+
     async def messages(self, requests: AsyncIterator[Any], who: Identity) -> AsyncIterator[Any]:
-        """What a member sends, until it is revoked; also where it sends nothing. Raises Rejected then."""
+        """What a member sends. Raises Rejected as :meth:`message` does."""
         each = aiter(requests)
-        while True:
-            coming = asyncio.ensure_future(anext(each, None))
-            while not (await asyncio.wait({coming}, timeout=LOOK))[0]:
-                if not self.knows(who):
-                    coming.cancel()
-                    raise transfer.Rejected(grpc.StatusCode.PERMISSION_DENIED, REVOKED)
-            if (message := coming.result()) is None:
-                return
+        while (message := await self.message(each, who)) is not None:
             yield message
 
     async def end(self, context: Any, who: Identity, why: transfer.Rejected) -> None:

@@ -43,6 +43,29 @@ class Folder:
         self._take(path, blob.digest)
         return blob
 
+    def keep(self, digest: str, content: bytes | memoryview) -> None:
+        if not self.renew(digest):
+            self._place_at(self._place(digest), self._written(digest, content))
+
+    def _written(self, digest: str, content: bytes | memoryview) -> Path:
+        """A durable scratch file with content."""
+        path = self.scratch / f"{digest}.{os.getpid()}.{threading.get_ident()}"
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0) as file:
+            while content:
+                content = memoryview(content)[file.write(content) :]
+            os.fsync(file.fileno())
+        return path
+
+    def _place_at(self, place: Path, path: Path) -> None:
+        """Move a durable file to its place, durably."""
+        try:
+            os.replace(path, place)
+        except FileNotFoundError:
+            place.parent.mkdir(mode=0o700, exist_ok=True)
+            sync_folder(place.parent.parent)
+            os.replace(path, place)
+        sync_folder(place.parent)
+
     def _take(self, path: Path, digest: str) -> None:
         """Make a finished file the blob of that digest, which is known to be its own."""
         place = self._place(digest)
@@ -55,11 +78,7 @@ class Folder:
         os.utime(path)
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-        if not place.parent.is_dir():
-            place.parent.mkdir(mode=0o700, exist_ok=True)
-            sync_folder(place.parent.parent)
-        os.replace(path, place)
-        sync_folder(place.parent)
+        self._place_at(place, path)
 
     def has(self, digest: str) -> bool:
         return self._place(digest).is_file()

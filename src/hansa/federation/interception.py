@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from hansa.federation.tracing import RoundSpans, TaskSpans
+from hansa.federation.wire import Piece
 
 _CODES: dict[Any, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 
@@ -40,17 +41,29 @@ class Listener(grpc.aio.ServerInterceptor):
                     async with aclosing(inner(announced, context)) as replies:
                         async for reply in replies:
                             if method == "PutBlob" and reply.complete and self._figures is not None:
-                                self._figures.uploads.observe(announced.size)
+                                self._figures.uploads.observe(announced.first.blob.size)
                             yield reply
 
             make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
             return make(stream, *self._counted(method, handler))
 
+        if handler.request_streaming:
+
+            async def last(requests: Any, context: Any) -> Any:
+                announced = _First(requests)
+                with self._heard(method, context):
+                    reply = await handler.stream_unary(announced, context)
+                if self._figures is not None:
+                    self._figures.reported(announced.first, reply)
+                    if announced.content:
+                        self._figures.uploads.observe(announced.content)
+                return reply
+
+            return grpc.stream_unary_rpc_method_handler(last, *self._counted(method, handler))
+
         async def one(request: Any, context: Any) -> Any:
             with self._heard(method, context):
                 reply = await handler.unary_unary(request, context)
-            if method == "Report" and self._figures is not None:
-                self._figures.reported(request, reply)
             if method == "Next" and self._spans is not None and reply.tasks:
                 context.set_trailing_metadata(tuple(self._spans.beside(reply.tasks)))
             return reply
@@ -103,18 +116,22 @@ class Listener(grpc.aio.ServerInterceptor):
 
 
 class _First:
-    """The messages of an upload; ``size`` is what the first one has announced."""
+    """The messages of an upload or a report. first: the first one. content: bytes of content in the others."""
 
     def __init__(self, requests: AsyncIterator[Any]) -> None:
-        self._requests, self.size = requests, 0
+        self._requests = aiter(requests)
+        self.first: Any = None
+        self.content = 0
 
     def __aiter__(self) -> _First:
         return self
 
     async def __anext__(self) -> Any:
-        request = await anext(aiter(self._requests))
-        if not self.size and request.WhichOneof("part") == "blob":
-            self.size = int(request.blob.size)
+        request = await anext(self._requests)
+        if self.first is None:
+            self.first = request
+        elif isinstance(request, Piece):
+            self.content += len(request.data)
         return request
 
 
@@ -135,7 +152,10 @@ class _Details(NamedTuple):
     compression: Any
 
 
-class Caller(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, grpc.StreamStreamClientInterceptor):
+class Caller(
+    grpc.UnaryUnaryClientInterceptor, grpc.StreamUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
+):  # fmt: skip
     """Adds the present step's context to a client's calls, and hears what comes beside the replies.
 
     heard: called when a server has answered.
@@ -150,6 +170,12 @@ class Caller(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor
             self._heard()
             if self._spans is not None and str(details.method).endswith("/Next"):
                 self._spans.told(call.trailing_metadata())
+        return call
+
+    def intercept_stream_unary(self, continuation: Any, details: Any, requests: Any) -> Any:
+        call = continuation(self._with_context(details), requests)
+        if call.code() is grpc.StatusCode.OK:  # waits for the reply
+            self._heard()
         return call
 
     def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:

@@ -148,7 +148,7 @@ class Interrupted(HansaError):
 
 
 class _Stub:
-    """A stub whose calls carry the metadata, and a deadline where they are unary."""
+    """A stub whose calls carry the metadata, and a deadline where no content goes with them, which takes as long as it takes."""
 
     def __init__(self, stub: Any, metadata: list[tuple[str, str]]) -> None:
         self._stub, self._metadata = stub, metadata
@@ -157,7 +157,7 @@ class _Stub:
         method = getattr(self._stub, name)
         streams = name in ("PutBlob", "GetBlob", "Watch")
 
-        def call(request: Any) -> Any:
-            return method(request, metadata=self._metadata, timeout=None if streams else PATIENCE)
+        def call(request: Any, *content: bytes) -> Any:
+            return method(request, *content, metadata=self._metadata, timeout=None if streams or content else PATIENCE)
 
         return call

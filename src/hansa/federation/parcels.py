@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -117,20 +117,30 @@ def read(path: Path | str, limits: Limits = DEFAULT) -> Any:
     """
     try:
         with open(path, "rb") as file:
-            return _read(file, os.fstat(file.fileno()).st_size, limits)
+            size = os.fstat(file.fileno()).st_size
+            return _read(np.memmap(file, dtype=np.uint8, mode="r") if size else np.zeros(0, np.uint8), limits)
     except OSError as error:
         raise InputError(f"parcel {path}: it cannot be read ({error.strerror}); fetch it again") from error
     except InputError as error:
         raise InputError(f"parcel {path}: {error}") from None
 
 
-def _read(file: BinaryIO, size: int, limits: Limits) -> Any:
+def view(content: bytes | memoryview, limits: Limits = DEFAULT) -> Any:
+    """As :func:`read`, of a parcel that is in memory: its arrays are read-only views of the content."""
+    try:
+        return _read(np.frombuffer(content, np.uint8), limits)
+    except InputError as error:
+        raise InputError(f"parcel: {error}") from None
+
+
+def _read(whole: np.ndarray, limits: Limits) -> Any:
+    size = len(whole)
     if size > limits.size:
         raise InputError(f"{size:,} bytes are more than the {limits.size:,} that are allowed; send less")
-    length = int.from_bytes(file.read(8), "little")
+    length = int.from_bytes(whole[:8].tobytes(), "little")
     if size < 8 or not 2 <= length <= min(size - 8, limits.header) or (8 + length) % ALIGNMENT:
         raise InputError(f"a file of {size:,} bytes with a header of {length:,} is not in hansa's format; send what hansa wrote")
-    header = _json(file.read(length), limits)
+    header = _json(whole[8 : 8 + length].tobytes(), limits)
     metadata = header.pop("__metadata__", None) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or metadata.keys() != {"hansa", "tree"} or metadata["hansa"] != _FORMAT:
         raise InputError("its header is not that of a parcel in format 1; send what this version of hansa wrote")
@@ -138,7 +148,6 @@ def _read(file: BinaryIO, size: int, limits: Limits) -> Any:
         raise InputError("its tree is not text; send what hansa wrote")
     if len(header) > 2 * limits.entries:
         raise InputError(f"it has more than {limits.entries:,} arrays; send fewer")
-    whole = np.memmap(file, dtype=np.uint8, mode="r")
     arrays = _Once(_views(header, whole, 8 + length, size))
     # The parser has refused nesting beyond what Python's stack holds; the tree itself is checked on its own.
     tree = decode(_json(metadata["tree"].encode(errors="surrogatepass"), limits), arrays, limits.depth)

@@ -316,13 +316,13 @@ def _send(post: Post, part: Sequence[Task]) -> None:
                 return
             reached("relay.summed")
         try:
-            post.ask(lambda federation, _: transfer.upload(federation, path, blob.digest))
+            post.ask(lambda federation, _: transfer.ahead(federation, path, blob.digest))
             reached("relay.uploaded")
         except Refused as error:
             if error.code is not grpc.StatusCode.FAILED_PRECONDITION:
                 raise
             log.info("%s: nothing is to be uploaded: %s", post.name, error)  # the rounds have closed; the report says so too
-    _report(post, *(row.id for row in part), result=pb.Blob(digest=blob.digest, size=blob.size), parts=len(came))
+        _report(post, *(row.id for row in part), result=pb.Blob(digest=blob.digest, size=blob.size), path=path, parts=len(came))
 
 
 def _summed(post: Post, part: Sequence[Task], path: Path) -> Blob:
@@ -340,12 +340,12 @@ def total_in(path: Path) -> Total:
     )
 
 
-def _report(post: Post, *ids: str, parts: int = 1, **outcome: Any) -> None:
-    """Report tasks to the server, and note what it has. parts: results that were added."""
+def _report(post: Post, *ids: str, path: Path | None = None, parts: int = 1, **outcome: Any) -> None:
+    """Report tasks to the server, and note what it has. path: of the result. parts: results that were added."""
     state, audit = post.office.state, post.office.audit
     request = pb.ReportRequest(protocol=PROTOCOL, task=ids[0], also=ids[1:], **outcome)
     try:
-        reply = post.ask(lambda federation, _: federation.Report(request))
+        reply = post.ask(lambda federation, _: transfer.report(federation, request, path))
     except Refused as error:
         audit.write(post.name, "report refused", task=ids[0], tasks=len(ids), why=str(error)[:500])
         log.error("%s: the server refused what %d clients told: %s", post.name, len(ids), error)

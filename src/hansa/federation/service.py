@@ -149,15 +149,26 @@ class FederationService(rpc.FederationServicer):
             position=task.position, population=task.population, client=task.client, block=task.block, blocks=task.blocks,
         )  # fmt: skip
 
-    async def Report(self, request: Any, context: Any) -> Any:
+    async def Report(self, requests: AsyncIterator[Any], context: Any) -> Any:
         who = await self._doors.let_in(context, "client", "relay")
+        try:
+            return await self._report(aiter(requests), who, context)
+        except transfer.Rejected as error:
+            await self._doors.end(context, who, error)
+
+    async def _report(self, messages: AsyncIterator[Any], who: Identity, context: Any) -> Any:
+        request = await self._doors.message(messages, who)
+        if not isinstance(request, pb.ReportRequest) or request.content:
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, "a report begins with its task, and content is a message of its own"
+            )
         await self._doors.same_protocol(context, request.protocol)
         if who.role == "relay":
-            told = await self._checked_of_relay(request, who, context)
+            told = await self._checked_of_relay(request, messages, who, context)
         elif request.also:
             await self._doors.refuse(context, who.name, who.role, "a client speaks for itself alone")
         else:
-            told = await self._checked(request, who, context, who.name)
+            told = await self._checked(request, messages, who, context, who.name)
         reached("server.report_validated")
         verdict = await self._desk.report(told)
         if not verdict.used:
@@ -167,7 +178,7 @@ class FederationService(rpc.FederationServicer):
                 await context.abort(grpc.StatusCode.PERMISSION_DENIED, "it is not a task of this client")
         return pb.ReportReply(used=verdict.used, wanted=verdict.open)
 
-    async def _checked_of_relay(self, request: Any, who: Identity, context: Any) -> Reported:
+    async def _checked_of_relay(self, request: Any, messages: AsyncIterator[Any], who: Identity, context: Any) -> Reported:
         """What a relay says of one client behind it; or of several, whose tasks must then be one node of the sum of one exchange."""
         ids = (request.task, *request.also)
         if len(ids) > MOST_BEHIND or len(set(ids)) < len(ids) or not all(_TASK.fullmatch(id) for id in ids):
@@ -180,7 +191,7 @@ class FederationService(rpc.FederationServicer):
                 await self._doors.refuse(context, who.name, who.role, "it reported a task of a client that is not behind it")
         client = rows[request.task].client if request.task in rows else ""
         if not request.also:
-            return replace(await self._checked(request, who, context, client), via=who.name)
+            return replace(await self._checked(request, messages, who, context, client), via=who.name)
         blob, late = request.result, len(rows) < len(ids) or any(task.status != "open" for task in rows.values())
         if len(rows) == len(ids):
             first, exchanges = rows[request.task], {(task.run, task.call) for task in rows.values()}
@@ -189,7 +200,7 @@ class FederationService(rpc.FederationServicer):
                 why = "the tasks of a sum, the first one first, are all that is below one node of the tree of one exchange"
                 await self._no_result(context, who, first, why)
             if not late:
-                await self._validated(context, who, first, blob, len(ids))
+                await self._validated(context, messages, who, first, blob, len(ids))
         outcome = {"clients": len(ids)}
         return Reported(request.task, client, blob.digest, blob.size, outcome, late, who.name, tuple(request.also))
 
@@ -197,13 +208,22 @@ class FederationService(rpc.FederationServicer):
         await asyncio.to_thread(self._office.audit.write, who.name, "result refused", role=who.role, task=task.id, why=why[:500])
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, why)
 
-    async def _validated(self, context: Any, who: Identity, task: Task, blob: Any, clients: int = 1) -> None:
-        try:
-            await asyncio.to_thread(self._validate, task, blob.digest, blob.size, clients)
-        except InputError as error:
-            await self._no_result(context, who, task, str(error))
+    async def _validated(
+        self, context: Any, messages: AsyncIterator[Any], who: Identity, task: Task, blob: Any, clients: int = 1
+    ) -> None:  # fmt: skip
+        """Have a result that is as the call declares, durably: what comes behind its report, or what was uploaded before."""
+        async with self._up.turn(who.name):
+            content = await self._doors.message(messages, who)
+            self._doors.watched(who)(0)  # it may have been revoked while it waited
+            if not (content is None or isinstance(content, wire.Piece)):
+                why = "behind a report comes the content of its result, and nothing else"
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, why)
+            try:
+                await asyncio.to_thread(self._validate, task, blob, content and content.data, clients)
+            except InputError as error:
+                await self._no_result(context, who, task, str(error))
 
-    async def _checked(self, request: Any, who: Identity, context: Any, client: str) -> Reported:
+    async def _checked(self, request: Any, messages: AsyncIterator[Any], who: Identity, context: Any, client: str) -> Reported:
         kind = request.WhichOneof("outcome")
         if not _TASK.fullmatch(request.task):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a task is named by 32 hexadecimal digits")
@@ -213,7 +233,7 @@ class FederationService(rpc.FederationServicer):
             task = task or await asyncio.to_thread(self._office.state.task, request.task)
             late = task is None or task.client != client or task.status != "open"
             if task is not None and not late:
-                await self._validated(context, who, task, request.result)
+                await self._validated(context, messages, who, task, request.result)
             return Reported(request.task, client, request.result.digest, request.result.size, late=late)
         if kind is None:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a report names a result, a failure or a refusal")
@@ -223,10 +243,12 @@ class FederationService(rpc.FederationServicer):
             outcome["bad_input"] = said.bad_input
         return Reported(request.task, client, outcome=outcome)
 
-    def _validate(self, task: Task, digest: str, size: int, clients: int) -> None:
-        """InputError for a result that is not what the task's call declares."""
+    def _validate(self, task: Task, blob: Any, content: memoryview | None, clients: int) -> None:
+        """InputError for a result that is not what the task's call declares; what came with the report is stored where it is."""
         blobs = self._office.blobs
-        if not blobs.has(digest) or blobs.size(digest) != size:
+        if content is not None:
+            transfer.check_content(blob, content, self._office.limits.upload)
+        elif not blobs.has(blob.digest) or blobs.size(blob.digest) != blob.size:
             raise InputError("the result has not been uploaded")
         expected = self._expected.get(task.call)
         if expected is None:
@@ -237,7 +259,11 @@ class FederationService(rpc.FederationServicer):
                 self._expected[task.call] = expected
         if clients > 1 and expected.collective != "sum":
             raise InputError("result: it is a sum, and the call wants to see what each client gives ('gather')")
-        results.decode_result(parcels.read(blobs.local(digest)), expected, clients)
+        tree = parcels.read(blobs.local(blob.digest)) if content is None else parcels.view(content)
+        results.decode_result(tree, expected, clients)
+        if content is not None:
+            blobs.keep(blob.digest, content)
+            reached("server.blob_complete")
 
     async def PutBlob(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         who = await self._doors.let_in(context, "client", "relay")

@@ -26,6 +26,9 @@ from hansa.federation.protocol import hansa_pb2 as pb
 CHUNK = 1 << 20
 """Bytes of a message with content."""
 
+SMALL = 1 << 20
+"""Bytes of a result that goes with its report, at most; a larger one is uploaded before, so that it can be resumed."""
+
 SHELF = 64 << 20
 """Bytes of messages that are kept for the next who asks for the same."""
 
@@ -57,6 +60,24 @@ def upload(stub: Any, path: Path, digest: str) -> None:
     finally:
         start.put(None)  # whoever reads the file may still wait for where to begin
         replies.cancel()
+
+
+def ahead(stub: Any, path: Path, digest: str) -> bool:
+    """Upload the file of a result, unless it is so small that it goes with its report; whether it was uploaded."""
+    large = path.stat().st_size > SMALL
+    if large:
+        upload(stub, path, digest)
+    return large
+
+
+def report(stub: Any, request: Any, path: Path | None = None) -> Any:
+    """Report a task, with the result in a file where that is small; returns the server's reply.
+
+    Raises grpc.RpcError as the call does.
+    """
+    if path is None or path.stat().st_size > SMALL:
+        return stub.Report(request)
+    return stub.Report(request, path.read_bytes())
 
 
 def _requests(path: Path, blob: Any, start: queue.SimpleQueue[int | None]) -> Iterator[Any]:
@@ -125,6 +146,19 @@ def _fetched(stub: Any, digest: str, size: int, partial: Path) -> bool:
         file.flush()
         os.fsync(file.fileno())
     return found.hexdigest() == digest
+
+
+def check_content(blob: Any, content: bytes | memoryview, limit: int) -> None:
+    """InputError for content that is not that of a blob (``digest``, ``size``), or is more than ``limit`` bytes."""
+    if len(content) > min(SMALL, limit):
+        raise InputError(
+            f"blob {check_digest(blob.digest)}: {len(content):,} bytes came with a report, and at most {min(SMALL, limit):,} are taken so"
+        )
+    found = hashlib.sha256(content).hexdigest()
+    if len(content) != blob.size or found != check_digest(blob.digest):
+        raise InputError(
+            f"blob {blob.digest}: {len(content):,} bytes of the SHA-256 {found} came with the report; send what it names"
+        )
 
 
 async def receive(

@@ -16,10 +16,11 @@ from hansa.federation.protocol import hansa_pb2_grpc as rpc
 _NAME: Final = "hansa.federation.v1.Federation"
 _CHUNK: Final = bytes([pb.Chunk.DESCRIPTOR.fields_by_name["data"].number << 3 | 2])
 _PIECE: Final = bytes([pb.PutBlobRequest.DESCRIPTOR.fields_by_name["data"].number << 3 | 2])
+_RESULT: Final = bytes([pb.ReportRequest.DESCRIPTOR.fields_by_name["content"].number << 3 | 2])
 
 
 class Piece:
-    """A ``PutBlobRequest`` or a ``Chunk`` with content. data: a view of what came."""
+    """A ``PutBlobRequest``, a ``Chunk`` or a ``ReportRequest`` with content and nothing else. data: a view of what came."""
 
     __slots__ = ("data",)
 
@@ -40,6 +41,11 @@ def piece(part: bytes) -> bytes:
     return _PIECE + _length(len(part)) + part
 
 
+def result(content: bytes) -> bytes:
+    """A ``ReportRequest`` with content, as it is on the wire."""
+    return _RESULT + _length(len(content)) + content
+
+
 def read_chunk(message: bytes) -> Any:
     """A ``Chunk``. Raises protobuf's DecodeError for what is none."""
     view = _content(message, _CHUNK)
@@ -50,6 +56,12 @@ def read_piece(message: bytes) -> Any:
     """A ``PutBlobRequest``. Raises protobuf's DecodeError for what is none."""
     view = _content(message, _PIECE)
     return pb.PutBlobRequest.FromString(message) if view is None else Piece(view)
+
+
+def read_report(message: bytes) -> Any:
+    """A ``ReportRequest``. Raises protobuf's DecodeError for what is none."""
+    view = _content(message, _RESULT)
+    return pb.ReportRequest.FromString(message) if view is None else Piece(view)
 
 
 def written(message: Any) -> bytes:
@@ -84,9 +96,14 @@ class FederationStub:
 
     def __init__(self, channel: Any) -> None:
         plain = rpc.FederationStub(channel)
-        self.Join, self.Next, self.Report = plain.Join, plain.Next, plain.Report
+        self.Join, self.Next = plain.Join, plain.Next
+        self._report = channel.stream_unary(f"/{_NAME}/Report", written, pb.ReportReply.FromString)
         self.PutBlob = channel.stream_stream(f"/{_NAME}/PutBlob", written, pb.PutBlobReply.FromString)
         self.GetBlob = channel.unary_stream(f"/{_NAME}/GetBlob", written, read_chunk)
+
+    def Report(self, request: Any, content: bytes = b"", **how: Any) -> Any:
+        """content: of a result that goes with its report. how: as of any call of gRPC."""
+        return self._report(iter((request, result(content)) if content else (request,)), **how)
 
 
 def add_federation(service: Any, server: Any) -> None:
@@ -95,7 +112,7 @@ def add_federation(service: Any, server: Any) -> None:
     handlers = {
         "Join": unary(service.Join, pb.JoinRequest.FromString, written),
         "Next": unary(service.Next, pb.NextRequest.FromString, written),
-        "Report": unary(service.Report, pb.ReportRequest.FromString, written),
+        "Report": grpc.stream_unary_rpc_method_handler(service.Report, read_report, written),
         "PutBlob": grpc.stream_stream_rpc_method_handler(service.PutBlob, read_piece, written),
         "GetBlob": grpc.unary_stream_rpc_method_handler(service.GetBlob, pb.GetBlobRequest.FromString, written),
     }

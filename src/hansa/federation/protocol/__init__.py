@@ -1,3 +1,3 @@
 """The messages and calls between organisations (``hansa.proto``), and the version of them that this package speaks."""
 
-PROTOCOL = 1
+PROTOCOL = 2

@@ -92,20 +92,22 @@ class Blob(_message.Message):
     def __init__(self, digest: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
 
 class ReportRequest(_message.Message):
-    __slots__ = ("protocol", "task", "result", "failure", "refusal", "also")
+    __slots__ = ("protocol", "task", "result", "failure", "refusal", "also", "content")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     ALSO_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     task: str
     result: Blob
     failure: Failure
     refusal: Refusal
     also: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, protocol: _Optional[int] = ..., task: _Optional[str] = ..., result: _Optional[_Union[Blob, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., also: _Optional[_Iterable[str]] = ...) -> None: ...
+    content: bytes
+    def __init__(self, protocol: _Optional[int] = ..., task: _Optional[str] = ..., result: _Optional[_Union[Blob, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., also: _Optional[_Iterable[str]] = ..., content: _Optional[bytes] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("kind", "message", "traceback", "bad_input")

@@ -44,7 +44,7 @@ class FederationStub(object):
                 request_serializer=hansa_dot_federation_dot_protocol_dot_hansa__pb2.NextRequest.SerializeToString,
                 response_deserializer=hansa_dot_federation_dot_protocol_dot_hansa__pb2.NextReply.FromString,
                 _registered_method=True)
-        self.Report = channel.unary_unary(
+        self.Report = channel.stream_unary(
                 '/hansa.federation.v1.Federation/Report',
                 request_serializer=hansa_dot_federation_dot_protocol_dot_hansa__pb2.ReportRequest.SerializeToString,
                 response_deserializer=hansa_dot_federation_dot_protocol_dot_hansa__pb2.ReportReply.FromString,
@@ -78,8 +78,9 @@ class FederationServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Report(self, request, context):
-        """What came of a task. Once it is acknowledged it is durable.
+    def Report(self, request_iterator, context):
+        """What came of a task; a result that is small follows as a second message, one that is larger has been uploaded before. Once it is
+        acknowledged it is durable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,7 +113,7 @@ def add_FederationServicer_to_server(servicer, server):
                     request_deserializer=hansa_dot_federation_dot_protocol_dot_hansa__pb2.NextRequest.FromString,
                     response_serializer=hansa_dot_federation_dot_protocol_dot_hansa__pb2.NextReply.SerializeToString,
             ),
-            'Report': grpc.unary_unary_rpc_method_handler(
+            'Report': grpc.stream_unary_rpc_method_handler(
                     servicer.Report,
                     request_deserializer=hansa_dot_federation_dot_protocol_dot_hansa__pb2.ReportRequest.FromString,
                     response_serializer=hansa_dot_federation_dot_protocol_dot_hansa__pb2.ReportReply.SerializeToString,
@@ -193,7 +194,7 @@ class Federation(object):
             _registered_method=True)
 
     @staticmethod
-    def Report(request,
+    def Report(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -203,8 +204,8 @@ class Federation(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_unary(
+            request_iterator,
             target,
             '/hansa.federation.v1.Federation/Report',
             hansa_dot_federation_dot_protocol_dot_hansa__pb2.ReportRequest.SerializeToString,
