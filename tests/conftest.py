@@ -19,13 +19,20 @@ sys.dont_write_bytecode = False
 # Ray's workers are nice to others; where the tests of another module use the other core, they would hardly run at all.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+# A Java of the tests lives for seconds: the second compiler and the collector with threads would cost it more than they bring.
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+
 LONG = (
-    "engines/test_ray.py", "engines/test_spark.py", "conformance/test_engine.py", "engines/test_dask.py", "learners/test_parallel.py",
-    "engines/test_torchrun.py", "federation/test_faults.py", "federation/test_postgres.py", "cli/test_main.py", "test_runs.py",
-    "learners/test_jax.py", "test_examples.py", "test_docs.py", "test_search.py", "engines/test_processes.py", "federation/test_soak.py",
-    "federation/test_relay.py", "conformance/test_learner.py", "engines/test_remote_gang.py", "test_each.py", "core/test_coded.py",
+    "engines/test_ray.py", "engines/test_spark.py", "conformance/test_engine.py", "engines/test_dask.py", "engines/test_torchrun.py",
+    "learners/test_parallel.py", "federation/test_faults.py", "federation/test_relay.py", "federation/test_postgres.py",
+    "cli/test_main.py", "test_runs.py", "test_search.py", "test_docs.py", "learners/test_jax.py", "test_examples.py",
+    "conformance/test_learner.py", "federation/test_fuzz.py", "federation/test_federation.py", "federation/test_soak.py",
+    "engines/test_processes.py", "core/test_coded.py", "data/test_parts_frames.py", "test_each.py", "engines/test_remote_gang.py",
 )  # fmt: skip
-"""Modules that take half a minute and more, the longest first."""
+"""Modules that take a quarter of a minute and more, about the longest first."""
+
+SPARK = ("engines/test_spark.py", "conformance/test_engine.py")
+"""Modules that one worker of several is given together: each worker would start a Spark of its own for them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,6 +40,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     order = {here / name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where modules are given out whole, those of :data:`SPARK` go together."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByModule(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module: str = super()._split_scope(nodeid)
+            return "spark" if module.endswith(SPARK) else module
+
+    return ByModule(config, log)
 
 
 @pytest.fixture(scope="session")

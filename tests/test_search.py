@@ -9,7 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,17 @@ def alone(one: hansa.Job, split: str) -> tuple[dict[str, Any], int, dict[str, fl
 # The same bits
 
 
-@pytest.mark.parametrize("engine", [hansa.Inline(), hansa.Processes(workers=2)], ids=lambda engine: engine.name)
-def test_a_fit_among_many_has_the_bits_of_its_job_alone(engine: Any) -> None:
+@dataclass(frozen=True)
+class Many:
+    """Fits of unlike jobs, and what each gives alone: its params, the rounds it played, and its scores."""
+
+    populations: tuple[Any, ...]
+    fits: tuple[Fit, ...]
+    alone: Mapping[str, tuple[dict[str, Any], int, dict[str, float]]]
+
+
+@pytest.fixture(scope="module")
+def many() -> Many:
     """Algorithms with and without client state, of sums and of single updates; other learners, preparations, rounds and folds."""
     from hansa.algorithms.fedmedian import FedMedian
 
@@ -98,15 +108,20 @@ def test_a_fit_among_many_has_the_bits_of_its_job_alone(engine: Any) -> None:
         "raw": job(algorithm=hansa.FedAvg(local=hansa.Local(learning_rate=1e-7)), preparation=None),
     }
     splits = [Fold.of(job().split, number, 3) for number in range(3)]
-    populations = [opening.clients_of(job(split=split)) for split in splits]
-    fits = [
+    populations = tuple(opening.clients_of(job(split=split)) for split in splits)
+    fits = tuple(
         Fit(f"{name} {number}", replace(one, split=split), populations[number], number, 3, "fold")
         for name, one in kinds.items()
         for number, split in enumerate(splits)
-    ]
-    done = dict(fit_many(engine.build(), Interleaved(tuple(populations)), fits))  # type: ignore[arg-type]  # populations they are
-    for fit in fits:
-        fitted, (params, rounds, scores) = done[fit.name], alone(fit.job, "fold")
+    )
+    return Many(populations, fits, {fit.name: alone(fit.job, "fold") for fit in fits})
+
+
+@pytest.mark.parametrize("engine", [hansa.Inline(), hansa.Processes(workers=2)], ids=lambda engine: engine.name)
+def test_a_fit_among_many_has_the_bits_of_its_job_alone(many: Many, engine: Any) -> None:
+    done = dict(fit_many(engine.build(), Interleaved(many.populations), many.fits))
+    for fit in many.fits:
+        fitted, (params, rounds, scores) = done[fit.name], many.alone[fit.name]
         assert isinstance(fitted, Fitted)
         assert same_bits(fitted.params, params), fit.name
         assert fitted.rounds == rounds and fitted.scores == scores

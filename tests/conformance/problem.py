@@ -8,8 +8,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
-from sklearn.preprocessing import StandardScaler
 
 from hansa.core.blocks import Block, Client, LoadedBlock, Splits, Table, blocks_of
 from hansa.core.contracts import Algorithm, Engine, Learner, Schema, State
@@ -22,21 +20,21 @@ from hansa.engines.inline import Inline
 SIZES = (17, 64, 5, 40, 23, 31, 9)
 """Rows of the clients: ragged on purpose, smaller and larger than a mini-batch."""
 
-LOADERS = {"breast_cancer": load_breast_cancer, "iris": load_iris, "diabetes": load_diabetes, "counts": load_iris}
-
 
 @cache
 def rows(name: str) -> tuple[np.ndarray, np.ndarray]:
-    x, y = LOADERS[name](return_X_y=True)
+    from sklearn import datasets  # not needed where only the rows of a client arrive
+    from sklearn.preprocessing import StandardScaler
+
+    x, y = getattr(datasets, f"load_{'iris' if name == 'counts' else name}")(return_X_y=True)
     order = np.random.default_rng(7).permutation(len(x))
     x, y = StandardScaler().fit_transform(x)[order], y[order]
     return x, (y - y.mean()) / y.std() if name == "diabetes" else y
 
 
-def load(name: str, start: int, stop: int) -> Splits:
-    x, y = rows(name)
-    middle = stop - max(1, (stop - start) // 4)
-    return {"train": Table(x[start:middle], y[start:middle]), "test": Table(x[middle:stop], y[middle:stop])}
+def load(x: np.ndarray, y: np.ndarray) -> Splits:
+    middle = len(x) - max(1, len(x) // 4)
+    return {"train": Table(x[:middle], y[:middle]), "test": Table(x[middle:], y[middle:])}
 
 
 BY_FEATURES = " by features"
@@ -55,23 +53,26 @@ def _columns(name: str) -> dict[str, tuple[int, ...]]:
     return {f"client-{place}": tuple(piece.tolist()) for place, piece in enumerate(np.split(order, cuts))}
 
 
-def load_columns(name: str, columns: tuple[int, ...], labels: bool) -> Splits:
-    tables = [client.load()["train"] for client in clients(name)]
-    y = np.concatenate([table.y for table in tables]) if labels else None
-    return {"train": Table(np.ascontiguousarray(np.concatenate([table.x for table in tables])[:, columns]), y)}
+def load_columns(x: np.ndarray, y: np.ndarray | None) -> Splits:
+    return {"train": Table(x, y)}
 
 
 @cache
 def clients(name: str) -> tuple[Client, ...]:
     if name.endswith(BY_FEATURES):
         whole = name.removesuffix(BY_FEATURES)
-        dealt = [(id, {"name": whole, "columns": own, "labels": id == "client-1"}) for id, own in _columns(whole).items()]
-        return tuple(Client(id, load_columns, arguments, rows=schema(whole).rows) for id, arguments in dealt)
-    scale = len(rows(name)[0]) / sum(SIZES)
+        tables = [client.load()["train"] for client in clients(whole)]
+        x, y = np.concatenate([table.x for table in tables]), np.concatenate([table.y for table in tables])
+        dealt = {
+            id: {"x": np.ascontiguousarray(x[:, own]), "y": y if id == "client-1" else None} for id, own in _columns(whole).items()
+        }
+        return tuple(Client(id, load_columns, arguments, rows=len(x)) for id, arguments in dealt.items())
+    x, y = rows(name)
+    scale = len(x) / sum(SIZES)
     ends = np.cumsum([0, *(max(5, int(size * min(1.0, scale))) for size in SIZES)])
     made = []
     for place, (start, stop) in enumerate(pairwise(ends)):
-        arguments = {"name": name, "start": int(start), "stop": int(stop)}
+        arguments = {"x": x[start:stop], "y": y[start:stop]}
         made.append(Client(f"client-{place}", load, arguments, rows=len(load(**arguments)["train"])))
     return tuple(made)
 

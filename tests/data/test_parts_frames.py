@@ -216,36 +216,3 @@ def test_blocks_of_ray_are_fetched_where_they_are_needed() -> None:
     done = subprocess.run([sys.executable, "-c", RAY], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "this process is not part of the Ray cluster that holds the data set" in done.stdout
-
-
-SPARK = """
-import sys
-import numpy as np, pandas as pd
-from pyspark.sql import SparkSession
-import hansa
-from hansa.data.parts_frames import from_partitions
-
-spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
-spark.sparkContext.setLogLevel("OFF")
-frame = spark.range(0, 90, 1, 3).selectExpr("id AS n", "IF(id % 3 = 0, 'a', 'b') AS `t.u`", "id % 2 = 0 AS y", "current_timestamp() AS w")
-try:
-    from_partitions(frame, "y")
-except hansa.InputError as error:
-    print(error)
-source = from_partitions(frame, "y", drop=("w",), scratch=sys.argv[1] + "/table")
-spark.stop()
-assert source.path == sys.argv[1] + "/table/*.parquet"
-tables = [source.table(k, 0) for k in range(len(source.ids))]
-x = pd.concat([table.x for table in tables], ignore_index=True)
-assert list(x.columns) == ["n", "t.u"], x.columns
-assert x.n.tolist() == [float(k) for k in range(90)]
-assert x["t.u"].tolist() == ["a" if k % 3 == 0 else "b" for k in range(90)]
-assert np.concatenate([table.y for table in tables]).tolist() == [int(k % 2 == 0) for k in range(90)]
-"""
-
-
-def test_spark_writes_its_frame_where_workers_read_it(tmp_path: Path) -> None:
-    pytest.importorskip("pyspark")
-    done = subprocess.run([sys.executable, "-c", SPARK, str(tmp_path)], capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "an executor of Spark cannot read a data frame of its driver" in done.stdout

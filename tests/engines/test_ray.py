@@ -11,12 +11,10 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 import types
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +22,8 @@ import numpy as np
 import psutil
 import pytest
 
-from hansa.algorithms.fedavg import FedAvg
-from hansa.core.blocks import Block, Client, LoadedBlock, Splits, Table, blocks_of
-from hansa.core.contracts import Collectives, Learner, Message
+from hansa.core.blocks import Client, Splits, Table, blocks_of
 from hansa.core.errors import InputError, RunFailed
-from hansa.core.local import Local
 from hansa.core.store import MemoryStore
 from hansa.core.updates import Failure, Update
 from hansa.engines import ray as module
@@ -36,9 +31,9 @@ from hansa.engines import ray_gang
 from hansa.engines.inline import Inline
 from hansa.engines.ray import LARGE, Ray
 from hansa.engines.ray_cluster import import_ray, probed, slots
-from hansa.learners.mlp import MLP
 from hansa.options import build
-from tests.conformance import problem
+from tests.engines.dask_deeds import ALGORITHM, BLOCKS, LEARNER, Act, Deadly, clients, same_as_inline
+from tests.engines.ray_deeds import Count, Gate, node_of, one_dies, reduce_and_gather, until
 
 try:
     ray = import_ray()  # as the engine does it: told to be quiet
@@ -47,27 +42,22 @@ except InputError as error:
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
 
-NAME = "breast_cancer"
-LEARNER = MLP(hidden=(16,))
-ALGORITHM = FedAvg(local=Local(epochs=1, batch_size=8, learning_rate=0.1))
-BLOCKS = problem.blocks(NAME, 1)
 ROOT = Path(__file__).parents[2]
 CLIENT_PORT = 23017
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Three nodes with a CPU each, and this process in the first: engines join it and leave it."""
+    """A node with one CPU and one with two, and this process in the first: engines join it and leave it."""
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    node = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore", ResourceWarning)
         patch.setenv("PYTHONPATH", str(ROOT))  # who connects from elsewhere has to care for packages; here the tests are one
-        running = Cluster(initialize_head=True, head_node_args={**node, "ray_client_server_port": CLIENT_PORT})
+        running = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 1, "ray_client_server_port": CLIENT_PORT})
         try:
-            for _ in range(2):
-                running.add_node(**node)
+            running.add_node(num_cpus=2, **node)
             ray.init(address=running.address, log_to_driver=False, logging_level=logging.ERROR)
             yield running
         finally:
@@ -83,7 +73,7 @@ def engine(cluster: Any) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def three(cluster: Any) -> Iterator[Any]:
-    """As many workers as there are nodes."""
+    """As many workers as there are CPUs."""
     with started(Ray()) as running:
         yield running
 
@@ -92,70 +82,10 @@ def three(cluster: Any) -> Iterator[Any]:
 def started(options: Ray) -> Iterator[Any]:
     running: Any = options.build()
     try:
-        running.start(LEARNER, problem.clients(NAME), MemoryStore())
+        running.start(LEARNER, clients(), MemoryStore())
         yield running
     finally:
         running.stop()
-
-
-def same_as_inline(engine: Any, algorithm: Any = ALGORITHM) -> bool:
-    here = problem.play(ALGORITHM, LEARNER, NAME, 3, block=1)["params"]
-    return problem.same_bits(here, problem.play(algorithm, LEARNER, NAME, 3, engine=engine, block=1)["params"]) and bool(here)
-
-
-def claim(path: str) -> bool:
-    """True for the first to come."""
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return False
-    return True
-
-
-@dataclass(frozen=True)
-class Deadly(FedAvg):
-    """FedAvg in whose rounds the process that does a client's work is killed, once in each round."""
-
-    folder: str = ""
-
-    def work(self, learner: Learner, message: Message, block: LoadedBlock) -> Update:
-        if block.clients[0].id == "client-3" and claim(f"{self.folder}/{block.round}"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().work(learner, message, block)
-
-
-@dataclass(frozen=True)
-class Act:
-    """A call that does to each block what it is told: nothing, raise, return what cannot be sent, or end the worker."""
-
-    deeds: tuple[tuple[int, str], ...] = ()
-    once: str = ""
-    size: int = 3
-    cargo: bytes = b""
-
-    def __call__(self, worker: Any, block: Block) -> Any:
-        deed = dict(self.deeds).get(block.number)
-        if deed == "raise":
-            raise KeyError("no such luck")
-        if deed == "unsendable":
-            return Update({"f": [(k for k in "ab")]}, np.ones(1))
-        if deed == "kill" and (not self.once or claim(f"{self.once}-{block.number}")):
-            os.kill(os.getpid(), signal.SIGKILL)
-        sent = np.full((1, self.size), block.number + len(self.cargo))
-        return Update({"n": sent}, np.ones(1), {"pid": (np.ones(1) * os.getpid(), np.ones(1))})
-
-
-@dataclass(frozen=True)
-class Gate:
-    """A call whose blocks wait, once they have said that they are at work, until they are let through."""
-
-    folder: str
-    size: int
-
-    def __call__(self, worker: Any, block: Block) -> Update:
-        Path(self.folder, f"at-{block.number}-{ray.get_runtime_context().get_node_id()}").touch()
-        assert until(lambda: Path(self.folder, "open").exists(), 120)
-        return Update({"n": np.full((1, self.size), block.number)}, np.ones(1))
 
 
 def lose(cluster: Any, node: Any, folder: Path) -> None:
@@ -174,13 +104,6 @@ def numbers(results: dict[int, Any]) -> dict[int, int]:
 
 def pids(engine: Any) -> list[int]:
     return [int(result.metrics["pid"][0][0]) for _, result in engine.map(Act(), BLOCKS)]
-
-
-def until(met: Any, seconds: float = 30.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not met() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return bool(met())
 
 
 def test_a_cluster_is_used_from_outside_and_left_running(cluster: Any, tmp_path: Path) -> None:
@@ -212,12 +135,8 @@ def test_same_bits_with_any_number_of_workers_and_what_was_there_stays(engine: A
     assert ray.is_initialized() and ray.get(ray.put(7)) == 7
 
 
-def node_of(_: Any) -> str:
-    return str(ray.get_runtime_context().get_node_id())
-
-
 def test_workers_are_spread_over_the_nodes(three: Any) -> None:
-    assert len(slots()) == 3 and len(set(slots())) == 3
+    assert len(slots()) == 3 and slots()[0] != slots()[1]
     list(three.map(Act(), BLOCKS))
     assert {ray.get(seat.holder.__ray_call__.remote(node_of)) for seat in three._seats} == set(slots())
 
@@ -252,24 +171,6 @@ def test_a_block_whose_worker_always_dies_is_lost(engine: Any) -> None:
     assert isinstance(failure, Failure) and failure.kind == "WorkerLost" and failure.clients == ("client-2",)
     assert "twice" in failure.message
     assert numbers(results) == {number: number for number in (0, 1, 3, 4, 5, 6)}
-
-
-def test_same_results_when_a_node_is_lost_in_mid_round(cluster: Any, tmp_path: Path) -> None:
-    """Its processes die with it, and so does what is in its store."""
-
-    def nodes() -> set[str]:
-        return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-
-    doomed = cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
-    assert until(lambda: doomed.node_id in nodes())
-    with started(Ray(workers=4)) as engine:
-        killer = threading.Thread(target=lose, args=(cluster, doomed, tmp_path))
-        killer.start()
-        found = dict(engine.map(Gate(str(tmp_path), 200_000), BLOCKS))
-        killer.join()
-        assert (tmp_path / "lost").exists()
-        assert numbers(found) == {number: number for number in range(7)}
-        assert same_as_inline(engine)
 
 
 def test_what_a_client_raises_arrives_with_its_traceback(engine: Any) -> None:
@@ -319,19 +220,6 @@ def test_a_map_that_is_left_early_is_over_when_the_next_begins(engine: Any) -> N
     assert same_as_inline(engine)
 
 
-@dataclass(frozen=True)
-class Count:
-    """Adds one to what each client keeps for itself."""
-
-    before: int
-
-    def __call__(self, worker: Any, block: Block) -> Update:
-        ids = [worker.clients[position].id for position in block.members]
-        entries = [worker.store.read(id, self.before) or {"n": np.zeros(2000)} for id in ids]
-        worker.store.write(self.before, {id: {"n": entry["n"] + 1} for id, entry in zip(ids, entries, strict=True)})
-        return Update({"n": np.stack([entry["n"] for entry in entries])}, np.ones(len(ids)))
-
-
 def test_client_state_is_one_for_all_workers(engine: Any) -> None:
     for number in range(1, 4):
         results = dict(engine.map(Count(number), blocks_of(range(7), number)))  # other blocks, so other workers
@@ -365,18 +253,6 @@ def test_workers_without_the_packages_are_an_error(engine: Any, monkeypatch: pyt
     monkeypatch.setattr(module, "Holder", only_here.Holder)
     with started(Ray(workers=1)) as other, pytest.raises(InputError, match=r"a worker cannot begin.*install the same packages"):
         list(other.map(Act(), BLOCKS))
-
-
-def reduce_and_gather(gang: Collectives) -> tuple[Any, ...]:
-    total = gang.all_reduce(np.full(50_000, 0.1 * (gang.rank + 1), dtype=np.float32))
-    gang.barrier()
-    return total, gang.all_gather(gang.rank), gang.broadcast({"from": gang.rank}, root=2), gang.size
-
-
-def one_dies(gang: Collectives) -> None:
-    if gang.rank == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    gang.barrier()
 
 
 def test_a_gang_sums_in_rank_order_in_processes_of_its_own(engine: Any) -> None:
@@ -458,6 +334,18 @@ def test_addresses_of_a_ray(cluster: Any) -> None:
     assert probed(cluster.address) == cluster.address
     assert probed(f"ray://127.0.0.1:{CLIENT_PORT}") == f"ray://127.0.0.1:{CLIENT_PORT}"
     assert build("engine", "ray") == Ray() and build("engine", "ray://head:10001") == Ray(address="ray://head:10001")
+
+
+def test_same_results_when_a_node_is_lost_in_mid_round(cluster: Any, three: Any, tmp_path: Path) -> None:
+    """Its processes die with it, and so does what is in its store. The last in this cluster, which is smaller from then on."""
+    (doomed,) = cluster.worker_nodes
+    killer = threading.Thread(target=lose, args=(cluster, doomed, tmp_path))
+    killer.start()
+    found = dict(three.map(Gate(str(tmp_path), 200_000), BLOCKS))
+    killer.join()
+    assert (tmp_path / "lost").exists()
+    assert numbers(found) == {number: number for number in range(7)}
+    assert same_as_inline(three)
 
 
 def test_a_missing_extra_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

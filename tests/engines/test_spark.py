@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import os
-import signal
+import pickle
 import socket
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 
 from hansa.algorithms.fedavg import FedAvg
-from hansa.core.blocks import Block, Client, Splits, Table, blocks_of
-from hansa.core.contracts import Collectives, Engine, Schema
+from hansa.core.blocks import Client, blocks_of
+from hansa.core.contracts import Engine, Schema
 from hansa.core.errors import InputError, RunFailed
 from hansa.core.local import Local
 from hansa.core.loop import Terms, play_round
 from hansa.core.params import Params
 from hansa.core.store import MemoryStore
-from hansa.core.updates import Failure, Update
+from hansa.core.updates import Failure
+from hansa.data.parts_frames import from_partitions
 from hansa.engines.inline import Inline
 from hansa.engines.spark import Spark
 from hansa.learners.mlp import MLP
 from hansa.options import build
+from tests.engines.spark_deeds import Act, Deadly, Frozen, Member, Unreadable, load, sum_of_ranks
 
 pytestmark = pytest.mark.usefixtures("spark")
 
@@ -42,13 +43,6 @@ BLOCKS = blocks_of(range(CLIENTS), 2)
 ALGORITHM = FedAvg(local=Local(batch_size=16))
 PATIENT = 240
 """Seconds that a script with a Spark of its own may take on a busy machine."""
-
-
-def load(x: np.ndarray, y: np.ndarray, ballast: bytes = b"", log: str = "", name: str = "") -> Splits:
-    if log:
-        with open(log, "a") as file:
-            file.write(f"{os.getpid()} {name}\n")
-    return {"train": Table(x, y)}
 
 
 @cache
@@ -99,51 +93,6 @@ def engine(request: Any, spark: Any) -> Iterator[Any]:
     running.start(MLP(hidden=(24,)), recipes(), MemoryStore())
     yield running
     running.stop()
-
-
-@dataclass(frozen=True)
-class Act:
-    """A call that does to each block what it is told: nothing, raise, return what cannot be sent, or end its process."""
-
-    deeds: tuple[tuple[int, str], ...] = ()
-    once: str = ""
-    ballast: bytes = b""
-
-    def __call__(self, worker: Any, block: Block) -> Any:
-        deed = dict(self.deeds).get(block.number)
-        if deed == "raise":
-            raise KeyError("no such luck")
-        if deed == "unsendable":
-            return Update({"f": [threading.Lock()]}, np.ones(1))
-        if deed == "kill" and (not self.once or claim(self.once)):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return Update({"n": np.array([[block.number, len(self.ballast)]])}, np.ones(1))
-
-
-def claim(path: str) -> bool:
-    """True for the first to come."""
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return False
-    return True
-
-
-@dataclass(frozen=True)
-class Deadly(FedAvg):
-    """FedAvg in whose work a process is killed once: its own, or the executor with all that it started."""
-
-    once: str = ""
-    executor: bool = False
-
-    def work(self, learner: Any, message: Any, block: Any) -> Update:
-        if block.number == 3 and claim(self.once):
-            if self.executor:
-                daemon = psutil.Process(os.getppid())
-                os.kill(daemon.ppid(), signal.SIGKILL)
-                daemon.kill()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().work(learner, message, block)
 
 
 def numbers(results: dict[int, Any]) -> dict[int, int]:
@@ -224,18 +173,29 @@ def test_large_recipes_and_messages_arrive_and_are_taken_back(spark: Any, engine
         assert set(os.listdir(folder)) == before
 
 
+def test_a_data_frame_is_written_where_workers_read_it(spark: Any, tmp_path: Path) -> None:
+    columns = ("id AS n", "IF(id % 3 = 0, 'a', 'b') AS `t.u`", "id % 2 = 0 AS y", "current_timestamp() AS w")
+    frame = spark.frames().range(0, 90, 1, 3).selectExpr(*columns)
+    with pytest.raises(InputError, match="an executor of Spark cannot read a data frame of its driver"):
+        from_partitions(frame, "y")
+    written = from_partitions(frame, "y", drop=("w",), scratch=str(tmp_path / "table"))
+    assert written.path == str(tmp_path / "table" / "*.parquet")
+    source = pickle.loads(pickle.dumps(written))  # noqa: S301  # its own: nothing of Spark is in it, which could not be pickled
+    tables = [source.table(k, 0) for k in range(len(source.ids))]
+    x = pd.concat([table.x for table in tables], ignore_index=True)
+    assert list(x.columns) == ["n", "t.u"]
+    assert x["n"].tolist() == [float(k) for k in range(90)]
+    assert x["t.u"].tolist() == ["a" if k % 3 == 0 else "b" for k in range(90)]
+    assert np.concatenate([table.y for table in tables]).tolist() == [int(k % 2 == 0) for k in range(90)]
+
+
 def test_rounds_are_not_slowed_by_the_garbage_collector(engine: Any) -> None:
     # Spark collects after every task; what a worker has imported must not be looked through each time.
     list(engine.map(Frozen(), BLOCKS))
     results = dict(engine.map(Frozen(), BLOCKS))
-    assert all(result.values["n"][0, 0] > 50_000 for result in results.values())
-
-
-class Frozen:
-    def __call__(self, worker: Any, block: Block) -> Update:
-        import gc
-
-        return Update({"n": np.array([[gc.get_freeze_count()]])}, np.ones(1))
+    for result in results.values():
+        frozen, looked_through = result.values["n"][0]
+        assert frozen > 5 * looked_through > 0
 
 
 def test_what_cannot_be_read_at_a_worker_is_said(engine: Any) -> None:
@@ -243,32 +203,7 @@ def test_what_cannot_be_read_at_a_worker_is_said(engine: Any) -> None:
         list(engine.map(Unreadable(), BLOCKS))
 
 
-class Unreadable:
-    def __reduce__(self) -> Any:
-        return refuse, (os.getpid(),)
-
-
-def refuse(made_in: int) -> None:
-    if os.getpid() != made_in:
-        raise ValueError("not here")
-
-
 # Gangs
-
-
-@dataclass(frozen=True)
-class Member:
-    """Notes that it began; member 1 ends its process."""
-
-    log: str
-
-    def __call__(self, gang: Collectives) -> None:
-        with open(self.log, "a") as file:
-            file.write(f"{gang.rank}\n")
-        gang.barrier()
-        if gang.rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        gang.barrier()
 
 
 def test_a_gang_that_loses_a_member_ends_with_one_sentence_and_is_not_tried_again(engine: Any, tmp_path: Path) -> None:
@@ -277,10 +212,6 @@ def test_a_gang_that_loses_a_member_ends_with_one_sentence_and_is_not_tried_agai
         engine.gang(Member(str(tmp_path / "log")), 2)
     assert sorted((tmp_path / "log").read_text().split()) == ["0", "1"]
     assert same(rounds(engine), expected())
-
-
-def sum_of_ranks(gang: Collectives) -> Any:
-    return gang.all_reduce(np.full(1000, 0.1 * (gang.rank + 1))).tobytes(), gang.broadcast(os.getpid(), root=gang.size - 1)
 
 
 def test_a_gang_sums_in_rank_order_in_processes_of_its_own(engine: Any) -> None:

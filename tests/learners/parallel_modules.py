@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_breast_cancer, load_digits
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from hansa.core.blocks import Client, Splits, Table
@@ -22,25 +20,29 @@ SIZES = (200, 57, 143, 100)
 
 @cache
 def digits() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits  # not needed where only the rows of a client arrive
+
     x, y = load_digits(return_X_y=True)
     return x / 16, y
 
 
 @cache
 def cancer() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_breast_cancer
+    from sklearn.preprocessing import StandardScaler
+
     x, y = load_breast_cancer(return_X_y=True)
     return StandardScaler().fit_transform(x), y
 
 
-def load(name: str, start: int, stop: int) -> Splits:
-    x, y = {"digits": digits, "cancer": cancer}[name]()
-    return {"train": Table(x[start:stop], y[start:stop])}
+def load(x: np.ndarray, y: np.ndarray) -> Splits:
+    return {"train": Table(x, y)}
 
 
 def clients(name: str, sizes: tuple[int, ...] = SIZES) -> tuple[Client, ...]:
-    ends = np.cumsum((0, *sizes)).tolist()
+    (x, y), ends = {"digits": digits, "cancer": cancer}[name](), np.cumsum((0, *sizes)).tolist()
     return tuple(
-        Client(f"client-{k}", load, {"name": name, "start": ends[k], "stop": ends[k + 1]}, rows=size)
+        Client(f"client-{k}", load, {"x": x[ends[k] : ends[k + 1]], "y": y[ends[k] : ends[k + 1]]}, rows=size)
         for k, size in enumerate(sizes)
     )
 

@@ -14,6 +14,7 @@ table.json        of a search or of one model per client, see :mod:`hansa.trials
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,13 @@ from hansa.tracking.folder import RunFolder
 
 def write_report(folder: RunFolder) -> Path:
     """Write ``report.html`` into a run folder and give its path. Raises :class:`InputError` where a file is damaged."""
+    folder.write_text("report.html", _template().render(contents(folder)))
+    return folder.path / "report.html"
+
+
+@cache
+def _template() -> Any:
+    """Kept: it takes longer to compile than to fill in, and a search writes many reports."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     templates = Environment(
@@ -33,8 +41,7 @@ def write_report(folder: RunFolder) -> Path:
         "split_name": labels.split_name,
     }  # fmt: skip
     templates.globals |= {"marker": figures.marker, "series": figures.SERIES}
-    folder.write_text("report.html", templates.get_template("report.html.j2").render(contents(folder)))
-    return folder.path / "report.html"
+    return templates.get_template("report.html.j2")
 
 
 def contents(folder: RunFolder) -> dict[str, Any]:
