@@ -1,8 +1,8 @@
 """A round as one would write it by hand on each engine, in the fastest way that is usual there: what an engine costs by itself.
 
-A round is more than a map of empty tasks. The parameters go to all workers, each has its task where its data is, and the results come back
-and are added up. Each of these yields a function that plays one such round and returns the sum. The data was brought to the workers
-before; the work on it is an addition.
+A round is more than a map of empty tasks. The parameters go to all workers, each has its task where its data is, sums come back with what
+they count for and a metric, and the next parameters are made of them. Each of the engines yields a function that sends parameters and
+returns what comes back; :func:`step` is the round around it. The data was brought to the workers before; the work on it is an addition.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -20,7 +20,17 @@ WORKERS = 2
 WIDTH = 664
 """Numbers that go down to a worker, and as many that come up: those of the benchmark's logistic regression."""
 
-Round = Callable[[], np.ndarray]
+Part = tuple[np.ndarray, float, tuple[float, float]]
+"""What a worker returns: its sum, what that counts for, and a metric as sum and count."""
+
+Exchange = Callable[[np.ndarray], Iterable[Part]]
+
+
+def step(exchange: Exchange, params: np.ndarray) -> tuple[np.ndarray, float]:
+    """A round: the next parameters, and the mean of the metric."""
+    sums, weights, metrics = zip(*exchange(params), strict=True)
+    totals, counts = zip(*metrics, strict=True)
+    return sum(sums) / sum(weights), sum(totals) / sum(counts)
 
 
 def load(number: int) -> np.ndarray:
@@ -28,27 +38,27 @@ def load(number: int) -> np.ndarray:
     return np.full(1, float(number))
 
 
-def work(params: np.ndarray, data: np.ndarray) -> np.ndarray:
-    return params + data
+def work(params: np.ndarray, data: np.ndarray) -> Part:
+    return params + data, 1.0, (0.5, 1.0)
 
 
 @contextmanager
-def processes() -> Iterator[Round]:
+def processes() -> Iterator[Exchange]:
     """A process that owns its data and a pipe to it, for each worker."""
     context = multiprocessing.get_context("spawn")
     pairs = [context.Pipe() for _ in range(WORKERS)]
     started = [context.Process(target=_serve, args=(other, k), daemon=True) for k, (_, other) in enumerate(pairs)]
-    for process in started:
+    for process, (_, other) in zip(started, pairs, strict=True):
         process.start()
-    params = np.zeros(WIDTH)
+        other.close()  # so that a process that is gone is an error here, and not waited for
 
-    def once() -> np.ndarray:
+    def exchange(params: np.ndarray) -> list[Part]:
         for own, _ in pairs:
             own.send(params)
-        return sum(own.recv() for own, _ in pairs)
+        return [own.recv() for own, _ in pairs]
 
     try:
-        yield once
+        yield exchange
     finally:
         for own, _ in pairs:
             own.send(None)
@@ -63,7 +73,7 @@ def _serve(pipe: Any, number: int) -> None:
 
 
 @contextmanager
-def dask() -> Iterator[Round]:
+def dask() -> Iterator[Exchange]:
     """Data as futures, and with each a task that is pinned to the worker it is at, softly, so that it may be done elsewhere after a
     loss. The parameters are an argument, as there is one task for each worker."""
     from distributed import Client, LocalCluster
@@ -72,28 +82,26 @@ def dask() -> Iterator[Round]:
         homes = sorted(client.scheduler_info()["workers"])
         data = [client.submit(load, k, workers=[home], allow_other_workers=True) for k, home in enumerate(homes)]
         client.gather(data)
-        params = np.zeros(WIDTH)
 
-        def once() -> np.ndarray:
+        def exchange(params: np.ndarray) -> list[Part]:
             tasks = [
                 client.submit(work, params, one, workers=[home], allow_other_workers=True, pure=False)
                 for one, home in zip(data, homes, strict=True)
             ]
-            return sum(client.gather(tasks))
+            return client.gather(tasks)
 
-        yield once
+        yield exchange
 
 
 @contextmanager
-def ray() -> Iterator[Round]:
+def ray() -> Iterator[Exchange]:
     """An actor that owns its data for each worker. The parameters are an argument: to put so few into the object store takes longer."""
     import ray as framework
 
     framework.init("local", num_cpus=WORKERS, include_dashboard=False, logging_level="ERROR")
     actors = [framework.remote(Actor).remote(k) for k in range(WORKERS)]
-    params = np.zeros(WIDTH)
     try:
-        yield lambda: sum(framework.get([actor.work.remote(params) for actor in actors]))
+        yield lambda params: framework.get([actor.work.remote(params) for actor in actors])
     finally:
         framework.shutdown()
 
@@ -102,12 +110,12 @@ class Actor:
     def __init__(self, number: int) -> None:
         self.data = load(number)
 
-    def work(self, params: np.ndarray) -> np.ndarray:
+    def work(self, params: np.ndarray) -> Part:
         return work(params, self.data)
 
 
 @contextmanager
-def spark() -> Iterator[Round]:
+def spark() -> Iterator[Exchange]:
     """A cached RDD with a partition for each worker, and a broadcast for each round, which is taken back after it."""
     os.environ["PYSPARK_PYTHON"] = sys.executable
     from pyspark.sql import SparkSession
@@ -116,20 +124,19 @@ def spark() -> Iterator[Round]:
     context = session.sparkContext
     data = context.parallelize(range(WORKERS), WORKERS).map(load).cache()
     data.count()
-    params = np.zeros(WIDTH)
 
-    def once() -> np.ndarray:
+    def exchange(params: np.ndarray) -> list[Part]:
         sent = context.broadcast(params)
         results = data.map(lambda one: work(sent.value, one)).collect()
         sent.destroy()
-        return sum(results)
+        return results
 
     try:
-        yield once
+        yield exchange
     finally:
         session.stop()
 
 
-NATIVE: Mapping[str, Callable[[], AbstractContextManager[Round]]] = {
+NATIVE: Mapping[str, Callable[[], AbstractContextManager[Exchange]]] = {
     "processes": processes, "dask": dask, "ray": ray, "spark": spark,
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -9,9 +10,11 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +30,8 @@ from hansa.core.loop import Terms, play_round
 from hansa.core.params import Params
 from hansa.core.store import DiskStore, MemoryStore
 from hansa.core.updates import Failure, Total, Update
+from hansa.core.worker import EvaluateCall, Worker
+from hansa.engines import processes_pool, processes_worker
 from hansa.engines.inline import Inline
 from hansa.engines.processes import Processes
 from hansa.learners.mlp import MLP
@@ -143,6 +148,28 @@ def test_same_bits_with_any_number_of_workers(workers: int) -> None:
 def test_same_bits_with_two_workers_again_and_again(engine: Any) -> None:
     assert same(rounds(engine), expected())
     assert same(rounds(engine), expected())
+
+
+def test_same_bits_where_the_system_has_no_poll(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes_pool, "select", SimpleNamespace())
+    list(engine.map(Act(), BLOCKS))
+    os.kill(engine._seats[0].process.process.pid, signal.SIGKILL)
+    assert same(rounds(engine), expected())
+
+
+def test_a_worker_prepares_ahead_once_for_a_schema_that_comes_with_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes_worker, "BRIEF", math.inf)
+    worker = Worker(MLP(hidden=(24,)), recipes(), MemoryStore())
+    worker.table(0, "train", SCHEMA)
+    ahead, prepared = processes_worker._Ahead(worker, range(3)), 0
+    for schema, more in [(SCHEMA, 3), (deepcopy(SCHEMA), 0), (replace(SCHEMA, rows=1501), 3)]:
+        call = EvaluateCall({}, schema, 0, 1, "train")
+        worker.table(0, "train", schema)
+        while ahead.wants(call):
+            ahead.prepare(call)
+            prepared += 1
+        assert prepared == more
+        prepared = 0
 
 
 def test_same_bits_when_workers_are_killed_between_and_within_rounds(engine: Any) -> None:

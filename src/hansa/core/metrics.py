@@ -25,8 +25,8 @@ def totals(metrics: Metrics) -> Metrics:
 
 
 def _ordered_sum(values: np.ndarray) -> Any:
-    # cumsum adds strictly from left to right; sum() would pair, and pair differently for other lengths.
-    return np.cumsum(values, dtype=np.float64)[-1] if len(values) else np.float64(0.0)
+    # accumulate adds strictly from left to right; sum() would pair, and pair differently for other lengths.
+    return np.add.accumulate(values, dtype=np.float64)[-1] if len(values) else np.float64(0.0)
 
 
 def add(first: Metrics, second: Metrics) -> Metrics:

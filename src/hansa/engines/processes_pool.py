@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import select
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from multiprocessing import connection
@@ -42,10 +43,10 @@ class Process:
             return False
         return True
 
-    def receive(self, there: bool) -> Any:
-        """The next message, None if the process is gone. there: the pipe is known to have either to tell."""
+    def receive(self) -> Any:
+        """The next message, None if the process is gone; waits for either."""
         try:
-            return self.pipe.recv() if there or self.pipe.poll() else None
+            return self.pipe.recv()
         except (EOFError, OSError):
             return None
 
@@ -75,10 +76,21 @@ def wait_any(
 
     receiving: entered while messages are read, not while they are waited for.
     """
-    sources: Mapping[Any, Process] = {source: p for p in processes for source in (p.pipe, p.process.sentinel)}
-    ready = connection.wait(list(sources), timeout)
+    ready = _with_news(processes, timeout)
     with receiving or nullcontext():
-        return [(process, process.receive(process.pipe in ready)) for process in dict.fromkeys(sources[source] for source in ready)]
+        return [(process, process.receive()) for process in ready]
+
+
+def _with_news(processes: Sequence[Process], timeout: float | None) -> list[Process]:
+    # A pipe ends with the process at its other end, so that there is nothing else to wait for.
+    if not hasattr(select, "poll"):
+        pipes = {process.pipe: process for process in processes}
+        return [pipes[pipe] for pipe in connection.wait(list(pipes), timeout)]  # type: ignore[index]
+    # Asked without connection.wait, which makes more of the question than of the answer; for a round it is asked every time.
+    numbers, poll = {process.pipe.fileno(): process for process in processes}, select.poll()
+    for number in numbers:
+        poll.register(number, select.POLLIN)
+    return [numbers[number] for number, _ in poll.poll(None if timeout is None else timeout * 1000)]
 
 
 @contextmanager

@@ -145,8 +145,9 @@ class _Ahead:
     def wants(self, call: Any) -> bool:
         """Whether there is a client to prepare for the schema of the last call."""
         schema = getattr(call, "schema", None)
-        if schema is not self._schema:
-            self._schema, self._left = schema, self._own
+        if schema is not self._schema:  # nor is it where it came anew with the call and is the same
+            self._left = self._left if schema == self._schema else self._own
+            self._schema = schema
         return schema is not None and bool(self._left) and self._worker.keeps(len(self._own))
 
     def prepare(self, call: Any) -> None:
