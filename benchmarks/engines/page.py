@@ -37,10 +37,11 @@ def page(results: Results, rows: int, versions: dict[str, str], machine: str, co
 TITLES = {"logistic": "Logistic regression", "kmeans": "k-means", "pca": "Principal components"}
 FLOOR = (
     "A round of two workers through Hansa's loop, and one written by hand on the engine in the fastest way that is usual there "
-    "(`benchmarks/engines/natively.py`), timed in turns: 664 numbers go to each worker, its task runs where its data is, as many numbers "
-    "come back with what they count for and a metric, and the next parameters are made of them. By hand that is two processes with a pipe each; on Dask a task for each future of data, pinned softly to its "
-    "worker; on Ray a method of two actors; on Spark a broadcast, a map over a cached RDD and `collect`. A map of empty tasks would be "
-    "less than a round: it brings nothing to where the data is. The target is at most 1.3 times."
+    "(`benchmarks/engines/natively.py`), timed in turns: 664 numbers go to each worker, its task runs where its data is, as many "
+    "come back with what they count for and a metric, and the next parameters are made of them. By hand that is two processes with a "
+    "pipe each; on Dask a task for each future of data, pinned softly to its worker; on Ray a method of two actors; on Spark a "
+    "broadcast, a map over a cached RDD and `collect`. A map of empty tasks would be less than a round: it brings nothing to where the "
+    "data is. The target is at most 1.3 times."
 )
 
 
