@@ -46,7 +46,7 @@ from hansa.learners.torch_model import Model, array, build, device_named, in_lay
 from hansa.learners.torch_perceptron import Perceptron, perceptron_of
 from hansa.learners.torch_training import obstacle_to_stacking, train_one_by_one, train_stacked, worth_stacking
 
-ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE = 256
 """Rows of one forward pass outside training: enough for the arithmetic, and few for what convolutions hold in between."""
 
 
