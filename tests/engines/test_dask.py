@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -112,6 +112,25 @@ def test_where_all_workers_die_at_once_the_blocks_are_done_by_those_that_come_af
     results = dict(whole(engine).map(Act(deeds, once=str(tmp_path / "once")), BLOCKS))
     assert numbers(results) == {number: number for number in range(7)}
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_results_that_are_lost_with_all_workers_before_they_are_fetched_are_made_again(engine: Any) -> None:
+    """Dask tells of such a task at once, and again and again, that it is not under way."""
+    client = whole(engine)._cluster.client
+    coming = engine.map(Act(), BLOCKS)
+    first = next(coming)
+    assert until(lambda: all(task.status == "finished" for task in engine._round._tasks))
+    for pid in client.run(os.getpid).values():
+        os.kill(pid, signal.SIGKILL)
+    assert until(lambda: all(task.status == "lost" for task in engine._round._tasks))
+    assert numbers(dict([first, *coming])) == {number: number for number in range(7)}
+
+
+def until(met: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 30
+    while not met() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return met()
 
 
 def test_only_the_block_that_kills_every_worker_is_lost(engine: Any) -> None:

@@ -148,6 +148,7 @@ class _Round:
         self._news: SimpleQueue[Any] = SimpleQueue()
         self._tasks: dict[Any, tuple[Block, str]] = {}
         self._suspects: list[Block] = []
+        self._lost_again: list[Any] = []
         self._alone: Block | None = None
         self._call = sender.call(call)
         self._shared: dict[int | None, Any] = {}
@@ -208,6 +209,10 @@ class _Round:
         tasks = self.client.map(work, errands, [call] * len(blocks), [given] * len(blocks), pure=False, **pins)
         for task, block in zip(tasks, blocks, strict=True):
             self._tasks[task] = block, home
+        self._hear(tasks)
+
+    def _hear(self, tasks: Sequence[Any]) -> None:
+        for task in tasks:
             task.add_done_callback(self._news.put)
 
     def _given(self, number: int | None, data: bytes) -> Any:
@@ -227,14 +232,15 @@ class _Round:
             news = [self._news.get(timeout=PULSE)]
         except Empty:
             self._look()
+            self._hear(self._lost_again)
+            self._lost_again = []
             return []
         until = time.monotonic() + TOGETHER
         with suppress(Empty):
             while len(news) < len(self._tasks):
                 news.append(self._news.get(timeout=max(0.0, until - time.monotonic())))
-        for task in news:
-            if task.status not in ENDED:
-                task.add_done_callback(self._news.put)
+        # One whose result was lost with its worker is done again, or never: to hear of it at once would leave no time to look.
+        self._lost_again += [task for task in news if task.status not in ENDED]
         return [task for task in news if task in self._tasks and task.status in ENDED]
 
     def _fetched(self, news: Sequence[Any]) -> dict[Any, bytes | None]:
