@@ -341,7 +341,7 @@ def test_where_there_are_no_workers_there_is_an_error(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(dask_cluster, "TIMEOUT", 2.0)
     with (
-        LocalCluster(n_workers=0, dashboard_address=None) as empty,
+        LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as empty,
         pytest.raises(InputError, match=r"the cluster at tcp://\S+ has no workers; start some with `dask worker tcp://"),
     ):
         Dask(address=empty.scheduler_address).build().start(LEARNER, clients(), MemoryStore())
