@@ -17,7 +17,8 @@ from hansa.core.randomness import combine, derive
 class Table:
     """Rows of one client: features ``x`` (rows, ...) and labels ``y`` (rows, ...), or no labels.
 
-    Before preparation ``x`` may be a data frame; after it both are arrays of the learner's dtype.
+    Before preparation ``x`` may be a data frame or :class:`~hansa.core.pixels.Pixels`; after it both are arrays of the learner's
+    dtype, or what a learner computes with instead: pixels, or :class:`~hansa.core.coded.Coded`.
     """
 
     x: Any
