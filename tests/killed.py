@@ -8,11 +8,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pandas  # noqa: F401  # imported once for all processes
-import pydantic.type_adapter  # noqa: F401  # as above
 import sklearn.linear_model  # noqa: F401  # as above
 
-import hansa.algorithms.scaffold
-import hansa.learners.sklearn
 import hansa.runs
 from hansa.data import builtin  # noqa: F401  # as above
 from hansa.data.preparing import assembly  # noqa: F401  # as above

@@ -20,6 +20,7 @@ from hansa.core.store import MemoryStore
 from hansa.core.updates import Update
 from hansa.engines.inline import Inline
 from hansa.learners.mlp import MLP
+from tests.conformance.deeds import claim
 
 CLIENTS = 7
 SCHEMA = Schema(shape=(20,), classes=(0, 1, 2), rows=350)
@@ -65,15 +66,6 @@ def same_as_inline(engine: Engine, algorithm: Any = ALGORITHM) -> bool:
     inline.start(LEARNER, clients(), MemoryStore())
     here, there = rounds(inline), rounds(engine, algorithm)
     return list(here) == list(there) and all(np.array_equal(here[name], there[name]) for name in here) and bool(here)
-
-
-def claim(path: str) -> bool:
-    """True for the first to come."""
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)

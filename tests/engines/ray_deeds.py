@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,7 @@ from hansa.core.blocks import Block
 from hansa.core.contracts import Collectives
 from hansa.core.updates import Update
 from hansa.engines.ray_cluster import import_ray
-
-
-def until(met: Any, seconds: float = 30.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not met() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return bool(met())
+from tests.conformance.deeds import until
 
 
 def node_of(_: Any = None) -> str:
@@ -39,19 +32,6 @@ class Gate:
         Path(self.folder, f"at-{block.number}-{node_of()}").touch()
         assert until(lambda: Path(self.folder, "open").exists(), 120)
         return Update({"n": np.full((1, self.size), block.number)}, np.ones(1))
-
-
-@dataclass(frozen=True)
-class Count:
-    """Adds one to what each client keeps for itself."""
-
-    before: int
-
-    def __call__(self, worker: Any, block: Block) -> Update:
-        ids = [worker.clients[position].id for position in block.members]
-        entries = [worker.store.read(id, self.before) or {"n": np.zeros(2000)} for id in ids]
-        worker.store.write(self.before, {id: {"n": entry["n"] + 1} for id, entry in zip(ids, entries, strict=True)})
-        return Update({"n": np.stack([entry["n"] for entry in entries])}, np.ones(len(ids)))
 
 
 def reduce_and_gather(gang: Collectives) -> tuple[Any, ...]:

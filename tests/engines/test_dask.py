@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +29,7 @@ from hansa.engines import dask_cluster
 from hansa.engines.dask import LARGE, Dask, seats
 from hansa.engines.dask_cluster import scheduler_url
 from hansa.options import build
+from tests.conformance.deeds import until
 from tests.engines.dask_deeds import (
     ALGORITHM,
     BLOCKS,
@@ -124,13 +125,6 @@ def test_results_that_are_lost_with_all_workers_before_they_are_fetched_are_made
         os.kill(pid, signal.SIGKILL)
     assert until(lambda: all(task.status == "lost" for task in engine._round._tasks))
     assert numbers(dict([first, *coming])) == {number: number for number in range(7)}
-
-
-def until(met: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 30
-    while not met() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return met()
 
 
 def test_only_the_block_that_kills_every_worker_is_lost(engine: Any) -> None:

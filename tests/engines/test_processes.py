@@ -35,6 +35,7 @@ from hansa.engines import processes_pool, processes_worker
 from hansa.engines.inline import Inline
 from hansa.engines.processes import Processes
 from hansa.learners.mlp import MLP
+from tests.conformance.deeds import Count, claim
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals and counts segments in /dev/shm")
 
@@ -121,15 +122,6 @@ class Act:
         if deed == "kill" and (not self.once or claim(self.once)):
             os.kill(os.getpid(), signal.SIGKILL)
         return Update({"n": np.full((1, self.size), block.number)}, np.ones(1), {"pid": (np.ones(1) * os.getpid(), np.ones(1))})
-
-
-def claim(path: str) -> bool:
-    """True for the first to come."""
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return False
-    return True
 
 
 BLOCKS = blocks_of(range(CLIENTS), 2)
@@ -232,19 +224,6 @@ def test_a_map_that_is_left_early_is_over_when_the_next_begins(engine: Any) -> N
     next(left)
     left.close()
     assert same(rounds(engine), expected())
-
-
-@dataclass(frozen=True)
-class Count:
-    """Adds one to what each client keeps for itself."""
-
-    round: int
-
-    def __call__(self, worker: Any, block: Block) -> Update:
-        ids = [worker.clients[position].id for position in block.members]
-        before = [worker.store.read(id, self.round) or {"n": np.zeros(2000)} for id in ids]
-        worker.store.write(self.round, {id: {"n": entry["n"] + 1} for id, entry in zip(ids, before, strict=True)})
-        return Update({"n": np.stack([entry["n"] for entry in before])}, np.ones(len(ids)))
 
 
 @pytest.mark.parametrize("disk", [False, True])

@@ -32,8 +32,9 @@ from hansa.engines.inline import Inline
 from hansa.engines.ray import LARGE, Ray
 from hansa.engines.ray_cluster import import_ray, probed, slots
 from hansa.options import build
+from tests.conformance.deeds import Count, until
 from tests.engines.dask_deeds import ALGORITHM, BLOCKS, LEARNER, Act, Deadly, clients, same_as_inline
-from tests.engines.ray_deeds import Count, Gate, node_of, one_dies, reduce_and_gather, until
+from tests.engines.ray_deeds import Gate, node_of, one_dies, reduce_and_gather
 
 try:
     ray = import_ray()  # as the engine does it: told to be quiet

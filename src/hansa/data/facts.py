@@ -72,13 +72,14 @@ def _few(values: np.ndarray) -> dict[str, list[float]]:
 
 
 def _array(splits: Splits) -> dict[str, Any]:
-    x = np.asarray(splits["train"].x)
+    parts = {name: np.asarray(table.x) for name, table in splits.items()}
+    x = parts["train"]
     finite = _finite(x)
     return {
         "kind": "number",
         "shape": list(x.shape[1:]),
         "dtype": str(x.dtype),
-        **_broken([np.asarray(table.x) for table in splits.values()]),
+        **_broken(list(parts.values())),
         "min": float(finite.min()) if finite.size else None,
         "max": float(finite.max()) if finite.size else None,
     }

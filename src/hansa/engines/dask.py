@@ -148,7 +148,7 @@ class _Round:
         self._news: SimpleQueue[Any] = SimpleQueue()
         self._tasks: dict[Any, tuple[Block, str]] = {}
         self._suspects: list[Block] = []
-        self._lost_again: list[Any] = []
+        self._undone: list[Any] = []
         self._alone: Block | None = None
         self._call = sender.call(call)
         self._shared: dict[int | None, Any] = {}
@@ -232,15 +232,15 @@ class _Round:
             news = [self._news.get(timeout=PULSE)]
         except Empty:
             self._look()
-            self._hear(self._lost_again)
-            self._lost_again = []
+            self._hear(self._undone)
+            self._undone = []
             return []
         until = time.monotonic() + TOGETHER
         with suppress(Empty):
             while len(news) < len(self._tasks):
                 news.append(self._news.get(timeout=max(0.0, until - time.monotonic())))
         # One whose result was lost with its worker is done again, or never: to hear of it at once would leave no time to look.
-        self._lost_again += [task for task in news if task.status not in ENDED]
+        self._undone += [task for task in news if task.status not in ENDED]
         return [task for task in news if task in self._tasks and task.status in ENDED]
 
     def _fetched(self, news: Sequence[Any]) -> dict[Any, bytes | None]:

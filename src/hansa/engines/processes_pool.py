@@ -85,7 +85,7 @@ def _with_news(processes: Sequence[Process], timeout: float | None) -> list[Proc
     # A pipe ends with the process at its other end, so that there is nothing else to wait for.
     if not hasattr(select, "poll"):
         pipes = {process.pipe: process for process in processes}
-        return [pipes[pipe] for pipe in connection.wait(list(pipes), timeout)]  # type: ignore[index]
+        return [pipes[pipe] for pipe in connection.wait(list(pipes), timeout)]  # type: ignore[index]  # the stubs say that anything may be ready
     # Asked without connection.wait, which makes more of the question than of the answer; for a round it is asked every time.
     numbers, poll = {process.pipe.fileno(): process for process in processes}, select.poll()
     for number in numbers:
