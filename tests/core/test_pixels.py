@@ -17,7 +17,7 @@ from hansa.core.contracts import Schema
 from hansa.core.local import Local
 from hansa.core.loop import Terms, evaluate, play_round
 from hansa.core.metrics import values
-from hansa.core.pixels import Pixels, as_array
+from hansa.core.pixels import Pixels, as_array, take_each
 from hansa.core.store import MemoryStore
 from hansa.core.worker import EvaluateCall
 from hansa.engines.inline import InlineEngine
@@ -39,6 +39,13 @@ def test_rows_taken_are_those_of_the_floats(rows: list[int], given_room: bool) -
     assert taken is room or not given_room
     for ours in (taken, np.asarray(pixels[chosen]), np.asarray(Table(pixels).take(chosen).x)):
         assert ours.dtype == np.float32 and np.array_equal(ours, FLOATS[chosen])
+
+
+@pytest.mark.parametrize("arrays", [[Pixels(IMAGES[:9]), Pixels(IMAGES[9:])], [FLOATS[:9], FLOATS[9:]]], ids=["pixels", "floats"])
+def test_rows_of_several_arrays_are_those_of_each(arrays: list[Any]) -> None:
+    rows, out = np.array([[8, 0, 0], [30, 1, 4]]), np.empty((2, 3, 4, 3), np.float32)
+    take_each(arrays, rows, out)
+    assert np.array_equal(out, [FLOATS[[8, 0, 0]], FLOATS[[39, 10, 13]]])
 
 
 def test_they_look_like_the_floats_and_take_a_quarter() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +53,16 @@ class Pixels:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         floats = self.bytes / np.float32(255)
         return floats if dtype is None else floats.astype(dtype, copy=False)
+
+
+def take_each(arrays: Sequence[Any], rows: np.ndarray, out: np.ndarray) -> None:
+    """Of every array those ``rows`` (arrays, n) into ``out`` (arrays, n, ...); all arrays are pixels, or none is."""
+    pixels = isinstance(arrays[0], Pixels)
+    taken = np.empty(out.shape, np.uint8) if pixels else out
+    for array, chosen, room in zip(arrays, rows, taken, strict=True):
+        (array.bytes if pixels else array).take(chosen, axis=0, out=room, mode="clip")
+    if pixels:
+        np.divide(taken, np.float32(255), out=out)  # once for all: a call costs as much as a client's rows
 
 
 def as_array(x: Any) -> Pixels | np.ndarray:

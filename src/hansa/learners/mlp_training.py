@@ -18,6 +18,7 @@ import numpy as np
 from hansa.core.blocks import LoadedBlock
 from hansa.core.local import SGD, Plan, Schedule, Trained, clip_, direction, schedule
 from hansa.core.params import Params
+from hansa.core.pixels import take_each
 from hansa.learners.mlp_batches import batches
 from hansa.learners.mlp_delayed import train_delayed
 from hansa.learners.mlp_network import Network, Reused, Room
@@ -59,7 +60,7 @@ def _train_stacked(
     """Train ``group`` clients at a time. Returns the params stacked (clients, ...), and each client's sum of losses."""
     order = np.argsort(-times.steps, kind="stable")
     tables, dtype = [block.tables[k] for k in order], params["layer0.weight"].dtype
-    todo = batches(times, order)
+    todo, features = batches(times, order), [table.x for table in tables]
     labels, real = todo.labels(tables), todo.real()
     scale = (real * ((-plan.rate if is_plain(plan) else 1) / np.maximum(todo.count, 1)[..., None])).astype(dtype)
     losses = np.zeros(scale.shape, dtype)
@@ -78,8 +79,7 @@ def _train_stacked(
             if step == 0 or a != active[step - 1]:
                 own = {name: value[:a] for name, value in w.items()}
             if plan.local.batch_size or step == 0:  # a full batch is the same at every step
-                for k in range(a):
-                    tables[first + k].x.take(rows[k, step], axis=0, out=x[k], mode="clip")
+                take_each(features[first : first + a], rows[:a, step], x[:a])
             now = slice(first, first + a), step
             values = network.forward(own, x[:a], room)
             delta, losses[now] = network.slope(values.pop(), labels[now], scale[now])
