@@ -27,8 +27,9 @@ from hansa.job import from_text
 from hansa.learners.mlp import MLP
 from hansa.options import build
 from hansa.tracking.folder import RunFolder
+from tests.conformance.deeds import Count
 from tests.conformance.problem import same_bits
-from tests.engines.test_processes import BLOCKS, Act, Count, expected, recipes, rounds, same
+from tests.engines.test_processes import BLOCKS, Act, expected, recipes, rounds, same
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
 
@@ -121,17 +122,9 @@ def test_client_state_is_one_for_all_ranks(engine: Any) -> None:
     store = MemoryStore()
     engine.start(MLP(hidden=(24,)), recipes(), store)
     for number in range(1, 4):
-        results = dict(engine.map(Told(number), BLOCKS))
+        results = dict(engine.map(Count(number), BLOCKS))
         assert all(np.all(result.values["n"] == number - 1) for result in results.values())
     assert np.all(store.read("c3", 9)["n"] == 3)  # type: ignore[index]  # None, and so an error, where nothing was written
-
-
-class Told(Count):
-    """Says of itself that it reads client state."""
-
-    @property
-    def before(self) -> int:
-        return self.round
 
 
 def test_a_rank_that_cannot_begin_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
