@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from hansa.cli import show
+from hansa.cli import show, tables
 from hansa.comparison import OVERALL, Comparison, Row
 
 HOSPITALS = ("Cleveland", "Hungary", "Switzerland", "VA Long Beach")
@@ -19,7 +19,7 @@ def comparison(mean: float, error: float, repeats: int = 10) -> Comparison:
 
 
 def shown(of: Comparison, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    show._comparison_table(of, "title")
+    show.comparison_table(of, "title")
     return capsys.readouterr().out.splitlines()
 
 
@@ -44,7 +44,7 @@ def test_one_split_has_no_standard_error(capsys: pytest.CaptureFixture[str]) -> 
     ],
 )  # fmt: skip
 def test_a_cell_rounds_mean_and_error_alike(mean: float, error: float, cell: str) -> None:
-    assert show._cell(mean, error) == cell
+    assert tables.with_error(mean, error) == cell
 
 
 def test_json_has_no_nan() -> None:

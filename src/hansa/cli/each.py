@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hansa.cli.search import MOST_ROWS, live
+from hansa.cli import tables
+from hansa.cli.live import live
+from hansa.cli.search import MOST_ROWS
 
 if TYPE_CHECKING:
     from hansa.each import Models
@@ -33,7 +35,7 @@ def resumed(folder: Path, as_json: bool, quiet: bool) -> None:
 
 def show(done: Models, as_json: bool) -> None:
     """The table in the order of the clients, those that failed first, and where everything is kept."""
-    from hansa.cli.show import _metric_name, _number, _print, _table, as_object
+    from hansa.cli.show import as_object
 
     if as_json:
         as_object(done.plain())
@@ -43,13 +45,13 @@ def show(done: Models, as_json: bool) -> None:
     judged = "; metrics of each client's own test rows" if any(own.metrics for own in done.table) else ""
     click.echo(f"{len(done.models)} models for {len(done.table)} clients{judged}")
     names = list(dict.fromkeys(name for own in done.table for name in own.metrics))
-    table = _table()
-    for column in ("client", "rows", "rounds", *map(_metric_name, names)):
+    table = tables.table()
+    for column in ("client", "rows", "rounds", *map(tables.metric_name, names)):
         table.add_column(column, justify="left" if column == "client" else "right", no_wrap=column == "client")
     for own in shown:
-        values = (_number(own.metrics[name]) if name in own.metrics else "-" for name in names)
+        values = (tables.number(own.metrics[name]) if name in own.metrics else "-" for name in names)
         table.add_row(own.client, str(own.rows), "failed" if own.status == "failed" else str(own.rounds), *values)
-    _print(table)
+    tables.show(table)
     if len(done.table) > MOST_ROWS:
         click.echo(f"({len(done.table) - MOST_ROWS} more in table.csv)")
     if failed:

@@ -133,20 +133,18 @@ def search(
     as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Fit a job with many settings at once and tell which is best."""
-    from hansa.cli.search import parsed, show, with_progress
+    from hansa.cli.search import parsed, searched
     from hansa.job import load
     from hansa.searches import search as start
 
     quiet = quiet or as_json
     loaded, space = load(job, overrides), parsed(grid)
-    show(
-        with_progress(
-            lambda tell: start(
-                loaded, space, folds=folds, random=random, by=by, refit=refit, directory=runs, quiet=True, progress=tell
-            ),
-            quiet,
+    searched(
+        lambda tell: start(
+            loaded, space, folds=folds, random=random, by=by, refit=refit, directory=runs, quiet=True, progress=tell
         ),
         as_json,
+        quiet,
     )
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from hansa.cli import tables
+from hansa.cli.live import Tell, live
 from hansa.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,37 +47,14 @@ def _value(word: str) -> Any:
         return word
 
 
-def with_progress(work: Any, quiet: bool) -> Search:
-    """Do the search under one live line on a terminal: share of all rounds, time left, how many fits have ended."""
-    done: Search = live(work, quiet, "searching")
-    return done
-
-
-def live(work: Any, quiet: bool, title: str) -> Any:
-    """Do work that tells how far it is, (done, of, in words), under one live line on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        return work(lambda done, of, what: None)
-    with Progress(
-        TextColumn(title, style="bold"),
-        BarColumn(bar_width=20),
-        TaskProgressColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.description}", style="dim", markup=False),
-        console=console,
-        transient=True,
-    ) as bar:
-        task = bar.add_task("", total=None)
-        return work(lambda done, of, what: bar.update(task, completed=done, total=of, description=what))
+def searched(work: Callable[[Tell], Search], as_json: bool, quiet: bool) -> None:
+    """Do a search under one live line, share of all rounds and how many fits have ended, and show its end."""
+    show(live(work, quiet, "searching"), as_json)
 
 
 def show(done: Search, as_json: bool) -> None:
     """The table, best settings first, and where everything about the search is kept."""
-    from hansa.cli.show import _cell, _metric_name, _number, _print, _table, as_object
+    from hansa.cli.show import as_object
     from hansa.core import metrics as metric
 
     if as_json:
@@ -85,15 +65,15 @@ def show(done: Search, as_json: bool) -> None:
     failed = [one for one in done.table if one.failure]
     judged = f"{done.folds} folds of every client's training rows" if done.folds else "the validation rows"
     click.echo(f"{len(done.table)} settings, judged on {judged}" + ("; mean ± standard error" if done.folds else ""))
-    table = _table()
+    table = tables.table()
     paths = list(done.chosen.settings)
-    for column in (*paths, _metric_name(done.by), "rounds"):
+    for column in (*paths, tables.metric_name(done.by), "rounds"):
         table.add_column(column, justify="right", no_wrap=column in paths)
     for one in finished[:MOST_ROWS]:
-        table.add_row(*(str(one.settings[path]) for path in paths), _cell(one.mean, one.error), _rounds(one.rounds))
+        table.add_row(*(str(one.settings[path]) for path in paths), tables.with_error(one.mean, one.error), _rounds(one.rounds))
     for one in failed[: MOST_ROWS - len(finished[:MOST_ROWS])]:
         table.add_row(*(str(one.settings[path]) for path in paths), "failed", "")
-    _print(table)
+    tables.show(table)
     if len(done.table) > MOST_ROWS:
         click.echo(f"({len(done.table) - MOST_ROWS} more in table.csv)")
     if failed:
@@ -102,7 +82,7 @@ def show(done: Search, as_json: bool) -> None:
     click.echo(f"\nbest    {best}\nsearch  {done.directory}\ntable   {done.directory / 'table.csv'}")
     if done.run is not None:
         for name, value in done.run.metrics.items():
-            click.echo(f"  {name:<22} {_number(value)}")
+            click.echo(f"  {name:<22} {tables.number(value)}")
         click.echo(f"run     {done.run.directory}\nreport  {done.run.directory / 'report.html'}")
 
 
@@ -123,4 +103,4 @@ def resumed(folder: Path, as_json: bool, quiet: bool) -> None:
     """Go on with a search and show its end."""
     from hansa.searches import resume_search
 
-    show(with_progress(lambda tell: resume_search(folder, quiet=quiet, progress=tell), quiet), as_json)
+    searched(lambda tell: resume_search(folder, quiet=quiet, progress=tell), as_json, quiet)

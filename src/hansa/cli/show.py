@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from hansa.cli import tables
+from hansa.cli.live import live
 
+if TYPE_CHECKING:
     from hansa.comparison import Comparison
     from hansa.job import Job
     from hansa.runs import Run
@@ -83,7 +84,7 @@ def run(done: Run, as_json: bool) -> None:
         return
     click.echo(f"{done.ended} in {done.seconds:.1f} s")
     for name, value in done.metrics.items():
-        click.echo(f"  {name:<22} {_number(value)}")
+        click.echo(f"  {name:<22} {tables.number(value)}")
     _times_table(done)
     click.echo(f"run     {done.directory}\nreport  {done.directory / 'report.html'}")
 
@@ -94,13 +95,13 @@ def _times_table(done: Run) -> None:
     name, rows = _times(done)
     if not rows:
         return
-    table = _table()
+    table = tables.table()
     for column in ("of its best", name, "round", "virtual time", "to clients", "from clients"):
         table.add_column(column, justify="right")
     for row in rows:
         moved = (in_bytes(row[way]) for way in ("bytes_down", "bytes_up"))
-        table.add_row(f"{row['share']:.0%}", _number(row["value"]), str(row["round"]), duration(row["seconds"]), *moved)
-    _print(table)
+        table.add_row(f"{row['share']:.0%}", tables.number(row["value"]), str(row["round"]), duration(row["seconds"]), *moved)
+    tables.show(table)
 
 
 def compared(job: Job, repeats: int, runs: Path, as_json: bool, quiet: bool, title: str = "") -> None:
@@ -111,53 +112,33 @@ def compared(job: Job, repeats: int, runs: Path, as_json: bool, quiet: bool, tit
     from hansa.tracking.report import write_report
 
     done = start(job, directory=runs, quiet=quiet)
-    comparison = _with_progress(lambda tell: compare(job, repeats=repeats, progress=tell), quiet)
+    comparison = live(lambda tell: compare(job, repeats=repeats, progress=tell), quiet, "comparing ways to learn")
     folder = RunFolder.open(done.directory)
     folder.write_json("comparison.json", comparison.plain())
     write_report(folder)
     if as_json:
         as_object({**summary(done), "comparison": comparison.plain()})
         return
-    _comparison_table(comparison, title or f"{job.name or 'job'}: ways to learn")
-    click.echo(f"\n{_folded(comparison.sentence)}\n\nrun     {done.directory}\nreport  {done.directory / 'report.html'}")
+    comparison_table(comparison, title or f"{job.name or 'job'}: ways to learn")
+    click.echo(f"\n{tables.folded(comparison.sentence)}\n\nrun     {done.directory}\nreport  {done.directory / 'report.html'}")
 
 
-def _with_progress(work: Any, quiet: bool) -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        return work(lambda done, of, what: None)
-    with Progress(
-        TextColumn("comparing ways to learn", style="bold"),
-        BarColumn(bar_width=20),
-        TextColumn("left"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.description}", style="dim", markup=False),
-        console=console,
-        transient=True,
-    ) as bar:
-        task = bar.add_task("", total=None)
-        return work(lambda done, of, what: bar.update(task, completed=done, total=of, description=what))
-
-
-def _comparison_table(comparison: Comparison, title: str) -> None:
+def comparison_table(comparison: Comparison, title: str) -> None:
     """One table; a group of rows per metric, so that the figures to be compared stand below each other."""
-    table = _table()
+    table = tables.table()
     shown = (*comparison.clients, "overall") if len(comparison.clients) <= MOST_CLIENTS else ("overall",)
     for column in ("", *shown):
         table.add_column(column, justify="left" if column == "" else "right", no_wrap=column == "")
     for place, metric in enumerate(comparison.metrics):
-        table.add_row(_metric_name(metric), style="bold")
+        table.add_row(tables.metric_name(metric), style="bold")
         for row in comparison.rows:
-            cells = (_cell(*row.values[metric][client]) for client in shown)
+            cells = (tables.with_error(*row.values[metric][client]) for client in shown)
             table.add_row(f"  {row.name}", *cells, end_section=place + 1 < len(comparison.metrics))
     click.echo(title)
-    _print(table)
+    tables.show(table)
     splits = "one random split" if comparison.repeats == 1 else f"{comparison.repeats} random splits"
     spread = "" if comparison.repeats == 1 else "; mean ± standard error"
-    click.echo(_folded(f"On the held-out rows of each client, over {splits}{spread}.{_hidden(comparison)}"))
+    click.echo(tables.folded(f"On the held-out rows of each client, over {splits}{spread}.{_hidden(comparison)}"))
 
 
 def _hidden(comparison: Comparison) -> str:
@@ -166,63 +147,17 @@ def _hidden(comparison: Comparison) -> str:
     return f" The report shows each of the {len(comparison.clients):,} clients."
 
 
-def _metric_name(metric: str) -> str:
-    return {"auc": "AUC", "mse": "mean squared error"}.get(metric, metric)
-
-
-def _number(value: float) -> str:
-    """Four digits or so; a dash for what could not be measured."""
-    if math.isnan(value):
-        return "-"
-    return f"{value:,.{3 if abs(value) < 10 else 1 if abs(value) < 1000 else 0}f}"
-
-
-def _cell(mean: float, error: float) -> str:
-    if math.isnan(mean) or math.isnan(error):
-        return _number(mean)
-    return f"{_number(mean)} ±{error:,.{3 if abs(mean) < 10 else 1 if abs(mean) < 1000 else 0}f}"
-
-
-def _folded(sentence: str) -> str:
-    from textwrap import fill
-
-    from rich.console import Console
-
-    console = Console()
-    return fill(sentence, min(96, console.width) if console.is_terminal else 96)
-
-
-def _table() -> Table:
-    from rich.table import Table
-
-    return Table(box=None, pad_edge=False, header_style="bold")
-
-
-def _print(renderable: Any) -> None:
-    """Show a table. A pipe or a file has no width of its own: it gets what the table needs, and no blanks at line ends."""
-    from rich.console import Console
-
-    console = Console()
-    if console.is_terminal:
-        console.print(renderable)
-        return
-    wide = Console(width=4000, force_terminal=False, color_system=None)
-    with wide.capture() as captured:
-        wide.print(renderable)
-    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
-
-
 def rows(found: list[dict[str, str]], as_json: bool) -> None:
     """Entries with the same keys as a table, or as JSON."""
     if as_json:
         as_object({"rows": found})
         return
-    table = _table()
+    table = tables.table()
     for column in found[0] if found else ():
         table.add_column(column)
     for row in found:
         table.add_row(*(str(value) for value in row.values()))
-    _print(table)
+    tables.show(table)
 
 
 def runs(root: Path, as_json: bool) -> None:
@@ -238,12 +173,12 @@ def runs(root: Path, as_json: bool) -> None:
     if not found:
         click.echo(f"no runs in {root} (hansa run JOB.toml makes one)")
         return
-    table = _table()
+    table = tables.table()
     for column in ("run", "status", "rounds", "seconds", "last metrics"):
         table.add_column(column, justify="right" if column in ("rounds", "seconds") else "left", no_wrap=column == "run")
     for one in found:
         table.add_row(str(one.path), one.status, str(one.rounds), f"{one.seconds:.1f}", _brief(one.metrics))
-    _print(table)
+    tables.show(table)
 
 
 def _brief(metrics: Any) -> str:
@@ -252,7 +187,7 @@ def _brief(metrics: Any) -> str:
         name: value for name, value in metrics.items() if "/" in name and not name.startswith("time/") and isinstance(value, float)
     }
     held = {name: value for name, value in numbers.items() if not name.startswith("train/")} or numbers
-    return "  ".join(f"{name} {_number(value)}" for name, value in list(held.items())[-3:])
+    return "  ".join(f"{name} {tables.number(value)}" for name, value in list(held.items())[-3:])
 
 
 def data(job: Job, picture: Path | None, as_json: bool) -> None:
@@ -285,14 +220,14 @@ def _clients_table(described: dict[str, Any]) -> None:
     whose = labels.sampled(described)
     rows = f"Rows of each of {whose}" if whose else "Rows of each client"
     click.echo(f"{rows}, and its training rows by label" if classes else rows)
-    table = _table()
+    table = tables.table()
     for column in ("client", *splits, *(f"label {label}" for label in classes), *(("mean target",) if target else ())):
         table.add_column(column, justify="left" if column == "client" else "right")
     for client, one in clients.items():
         counts = (str((one.get("labels") or {}).get(label, 0)) for label in classes)
-        mean = (_number(one["target"]["mean"]),) if target else ()
+        mean = (tables.number(one["target"]["mean"]),) if target else ()
         table.add_row(client, *(str(one["rows"].get(split, 0)) for split in splits), *counts, *mean)
-    _print(table)
+    tables.show(table)
 
 
 def _features_table(facts: Mapping[str, Mapping[str, Any]]) -> None:
@@ -300,12 +235,12 @@ def _features_table(facts: Mapping[str, Mapping[str, Any]]) -> None:
     if not columns or len(facts) > MOST_FEATURES:
         return
     click.echo("\nFeatures: mean of numbers, most frequent of texts (share missing)")
-    table = _table()
+    table = tables.table()
     for column in ("feature", *facts):
         table.add_column(column, justify="left" if column == "feature" else "right")
     for name in columns:
         table.add_row(name, *(_feature(one["columns"].get(name, {}), sum(one["rows"].values())) for one in facts.values()))
-    _print(table)
+    tables.show(table)
 
 
 def _feature(column: dict[str, Any], rows: int) -> str:

@@ -15,10 +15,9 @@ from typing import Any, NoReturn, TypeVar
 
 from hansa.core.contracts import Collectives
 from hansa.core.errors import InputError, RunFailed
-from hansa.core.params import Array
+from hansa.engines.meeting import Meeting, answer
 from hansa.engines.processes_pool import GUARD, Process, wait_any
 from hansa.engines.processes_worker import leave, prepare_process
-from hansa.engines.remote_gang import answer
 
 R = TypeVar("R")
 
@@ -26,37 +25,18 @@ AFTERMATH = 0.5
 """Seconds in which it may turn out that a member raised because another one was gone."""
 
 
-class PipeCollectives:
-    """A member's side: every call sends its part to the parent and waits for the answer."""
-
-    def __init__(self, pipe: Connection, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
-        self._pipe = pipe
-
-    def _meet(self, operation: str, value: Any) -> Any:
-        self._pipe.send(("meet", operation, pickle.dumps(value, protocol=5)))
-        try:
-            return self._pipe.recv()
-        except (EOFError, OSError):
-            leave()  # the gang was given up
-
-    def all_gather(self, value: Any) -> list[Any]:
-        return [pickle.loads(part) for part in self._meet("all_gather", value)]  # noqa: S301  # from members of the same gang
-
-    def all_reduce(self, value: Array) -> Array:
-        return pickle.loads(self._meet("all_reduce", value)[0])  # noqa: S301  # as above
-
-    def broadcast(self, value: Any, root: int = 0) -> Any:
-        operation = f"broadcast from {root}"
-        return pickle.loads(self._meet(operation, value if self.rank == root else None)[root])  # noqa: S301  # as above
-
-    def barrier(self) -> None:
-        self._meet("barrier", None)
-
-
 def member(pipe: Connection, rank: int, size: int) -> NoReturn:
     """The life of a member's process: functions in, results out, until the pipe ends or a function raises."""
     prepare_process()
+
+    def meet(operation: str, brought: bytes) -> list[bytes]:
+        pipe.send(("meet", operation, brought))
+        try:
+            told: list[bytes] = pipe.recv()
+        except (EOFError, OSError):
+            leave()  # the gang was given up
+        return told
+
     while True:
         try:
             work = pipe.recv()
@@ -64,7 +44,7 @@ def member(pipe: Connection, rank: int, size: int) -> NoReturn:
             leave()
         try:
             function = pickle.loads(work)  # noqa: S301  # written by this job's own parent process
-            message = ("done", function(PipeCollectives(pipe, rank, size)))
+            message = ("done", function(Meeting(rank, size, meet)))
             pipe.send(message)
         except Exception as error:  # noqa: BLE001  # it becomes the gang's error
             pipe.send(("failed", f"{type(error).__name__}: {error}", traceback.format_exc(), isinstance(error, InputError)))

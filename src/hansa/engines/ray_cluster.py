@@ -12,8 +12,8 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import zip_longest
@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hansa.core.errors import InputError, RunFailed, missing_extra
+from hansa.engines.machine import environment
 
 PORT = 6379
 """Of a Ray head that was given no other."""
@@ -106,7 +107,7 @@ def _connect(ray: Any, address: str) -> None:
 def _begin(ray: Any, workers: int) -> None:
     try:
         # GPUs stay visible to workers that reserve none, as they are to this process.
-        with _environment({"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}):
+        with environment(_unless_set("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")):
             ray.init(address="local", num_cpus=workers or None, include_dashboard=False, **_QUIET)
     except Exception as error:
         raise RunFailed(
@@ -170,7 +171,7 @@ def own_host(address: str) -> str:
 def import_ray() -> Any:
     """Ray, told to keep its news about lost workers to itself where this process has not imported it before."""
     try:
-        with _environment({"RAY_DEDUP_LOGS_SKIP_REGEX": _NEWS}):
+        with environment(_unless_set("RAY_DEDUP_LOGS_SKIP_REGEX", _NEWS)):
             import ray
     except ImportError as error:
         raise missing_extra("ray", "ray") from error
@@ -231,16 +232,8 @@ def _place(address: str) -> tuple[str, int]:
     return host, port
 
 
-@contextmanager
-def _environment(more: Mapping[str, str]) -> Iterator[None]:
-    """Variables that what is started or imported inside finds set, unless the user has set them."""
-    missing = {name: value for name, value in more.items() if name not in os.environ}
-    os.environ.update(missing)
-    try:
-        yield
-    finally:
-        for name in missing:
-            del os.environ[name]
+def _unless_set(name: str, value: str) -> dict[str, str]:
+    return {name: os.environ.get(name, value)}
 
 
 def _line(error: BaseException) -> str:

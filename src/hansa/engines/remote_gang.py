@@ -15,13 +15,13 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from multiprocessing import AuthenticationError, connection
 from typing import Any
 
 from hansa.core.contracts import Collectives
 from hansa.core.errors import InputError, RunFailed
-from hansa.core.params import Array
+from hansa.engines.meeting import Meeting, answer
 from hansa.engines.pickling import cloudpickle
 from hansa.engines.wire import SILENCE, Wire
 
@@ -143,66 +143,11 @@ def pack_function(engine: str, function: Callable[[Collectives], Any]) -> bytes:
         ) from error
 
 
-def answer(waiting: Mapping[int, tuple[str, bytes]], results: Collection[int]) -> list[bytes]:
-    """What all members are told when all have come to a collective, which must be the same one; else RunFailed.
-
-    waiting: rank -> (operation, pickled value).
-    results: ranks of those that have finished, of whom there must be none.
-    """
-    if results:
-        raise RunFailed(
-            f"gang: member {min(results)} has finished and member {min(waiting)} waits in {waiting[min(waiting)][0]}; "
-            "all members must make the same collective calls in the same order"
-        )
-    operations = [waiting[rank][0] for rank in range(len(waiting))]
-    if len(set(operations)) > 1:
-        calls = ", ".join(f"{rank} {operation}" for rank, operation in enumerate(operations))
-        raise RunFailed(f"gang: members made different collective calls ({calls}); all must make the same ones in the same order")
-    parts = [waiting[rank][1] for rank in range(len(waiting))]
-    if operations[0] == "all_reduce":
-        total = pickle.loads(parts[0])  # noqa: S301  # from this gang's own members
-        for part in parts[1:]:
-            total = total + pickle.loads(part)  # noqa: S301  # as above
-        return [pickle.dumps(total, protocol=5)]
-    if operations[0].startswith("broadcast"):
-        root = int(operations[0].rsplit(" ", 1)[1])
-        return [part if rank == root else b"" for rank, part in enumerate(parts)]
-    return parts
-
-
 # --- at the worker ---------------------------------------------------------------------------------------------------------------
 
 
 class _Ended(BaseException):
     """The gang was given up. Not an Exception, so that a function that catches those lets it pass."""
-
-
-class HubCollectives:
-    """A member's side: every call sends its part to the hub and waits for the answer."""
-
-    def __init__(self, wire: Wire, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
-        self._wire = wire
-
-    def _meet(self, operation: str, value: Any) -> Any:
-        self._wire.send(("meet", operation, pickle.dumps(value, protocol=5)))
-        answer = self._wire.receive()
-        if answer is None:
-            raise _Ended
-        return answer
-
-    def all_gather(self, value: Any) -> list[Any]:
-        return [pickle.loads(part) for part in self._meet("all_gather", value)]  # noqa: S301  # from members of the same gang
-
-    def all_reduce(self, value: Array) -> Array:
-        return pickle.loads(self._meet("all_reduce", value)[0])  # noqa: S301  # as above
-
-    def broadcast(self, value: Any, root: int = 0) -> Any:
-        operation = f"broadcast from {root}"
-        return pickle.loads(self._meet(operation, value if self.rank == root else None)[root])  # noqa: S301  # as above
-
-    def barrier(self) -> None:
-        self._meet("barrier", None)
 
 
 def join(address: tuple[str, int], authkey: bytes, rank: int, size: int, function: bytes) -> None:
@@ -240,8 +185,16 @@ def join(address: tuple[str, int], authkey: bytes, rank: int, size: int, functio
 
 def _told(wire: Wire, rank: int, size: int, function: bytes) -> bytes:
     """What the hub is told in the end."""
+
+    def meet(operation: str, brought: bytes) -> list[bytes]:
+        wire.send(("meet", operation, brought))
+        told: list[bytes] | None = wire.receive()
+        if told is None:
+            raise _Ended
+        return told
+
     try:
-        result = pickle.loads(function)(HubCollectives(wire, rank, size))  # noqa: S301  # from this job's own driver
+        result = pickle.loads(function)(Meeting(rank, size, meet))  # noqa: S301  # from this job's own driver
         return cloudpickle().dumps(("done", result), protocol=5)
     except Exception as error:  # noqa: BLE001  # it becomes the gang's error
         return pickle.dumps(("failed", f"{type(error).__name__}: {error}", traceback.format_exc()))

@@ -17,13 +17,14 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TextIO
 
 from hansa.core.errors import InputError, RunFailed, missing_extra
+from hansa.engines.machine import cores, environment
 
 DIAL = 3.0
 """Seconds within which a master or a Connect server must answer."""
@@ -159,12 +160,12 @@ def _started(address: str, workers: int) -> Cluster:
     if address.startswith("spark://"):
         _dial(address, "Spark master", address.removeprefix("spark://").split(","))
     conf = SparkConf(loadDefaults=False)
-    for key, value in _settings(address or f"local[{workers or _cores()},4]", workers).items():
+    for key, value in _settings(address or f"local[{workers or cores()},4]", workers).items():
         conf.set(key, value)
     before, gateway = signal.getsignal(signal.SIGINT), None
     log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  # closed by _end
     try:
-        with tolerant(), _environment({"PYSPARK_PYTHON": os.environ.get("PYSPARK_PYTHON") or sys.executable}):
+        with tolerant(), environment({"PYSPARK_PYTHON": os.environ.get("PYSPARK_PYTHON") or sys.executable}):
             if SparkContext._gateway is None:
                 gateway = launch_gateway(conf, {"stdout": log, "stderr": log})
             context = SparkContext(conf=conf, gateway=gateway)
@@ -241,24 +242,6 @@ def _last_words(log: TextIO) -> str:
     log.seek(0)
     lines = [line.strip() for line in log.readlines()[-200:] if re.search(r"error|exception|giving up", line, re.IGNORECASE)]
     return lines[-1][:300] if lines else ""
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 # Spark Connect

@@ -12,7 +12,6 @@ second time. Under torchrun a death ends the run; ``torchrun --max-restarts`` st
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from collections import Counter
@@ -28,6 +27,7 @@ from hansa.core.blocks import Block, Client
 from hansa.core.contracts import Call, ClientStore, Collectives, Engine, Result, UnboundLearner
 from hansa.core.errors import InputError, RunFailed, missing_extra
 from hansa.core.updates import Failure
+from hansa.engines.machine import cores
 from hansa.engines.remote import Lacking, Sender, owner
 from hansa.engines.remote_gang import pack_function
 from hansa.engines.torchrun_launch import Launch, launched
@@ -60,7 +60,7 @@ class Torchrun:
     def slots(self) -> int:
         """Places for members of a gang that are in a process group."""
         launch = launched()
-        return launch.size if launch is not None else self.workers or _cores()
+        return launch.size if launch is not None else self.workers or cores()
 
     def build(self) -> Engine:
         """Raises InputError where PyTorch is not installed."""
@@ -194,12 +194,8 @@ class TorchrunEngine:
         if launch is not None:
             return _ranks_of(launch, self._options.timeout)
         if self._own is None:
-            self._own = Ranks(self._options.workers or _cores(), self._options.timeout)
+            self._own = Ranks(self._options.workers or cores(), self._options.timeout)
         return self._own
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _next(rank: Rank, sender: Sender, packed: bytes, serial: int) -> None:
