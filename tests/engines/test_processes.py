@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import psutil
@@ -410,3 +410,44 @@ def test_totals_are_what_travels_for_a_sum(engine: Any) -> None:
     learner = MLP(hidden=(24,)).bind(SCHEMA)
     call = WorkCall(ALGORITHM, Message(learner.init(0), {"rate": 1.0}), SCHEMA, seed=1, round=1)
     assert all(isinstance(result, Total) for _, result in engine.map(call, BLOCKS))
+
+
+READ: list[str] = []
+"""Names of what was unpickled in this process."""
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Tells each process that reads it."""
+
+    name: str
+
+    def __setstate__(self, state: dict[str, str]) -> None:
+        vars(self).update(state)
+        READ.append(self.name)
+
+
+@dataclass(frozen=True)
+class Tell:
+    """A call whose result is what its worker has read so far."""
+
+    stays: Noted
+    comes: Noted
+
+    standing: ClassVar[tuple[str, ...]] = ("stays",)
+
+    def __call__(self, worker: Any, block: Block) -> Any:
+        assert self.stays.name.startswith("stays")
+        return Update({"read": [list(READ)]}, np.ones(1))
+
+
+def test_what_stands_is_sent_once_to_each_worker_and_again_when_it_is_another(engine: Any) -> None:
+    def told(call: Tell) -> list[list[str]]:
+        return [result.values["read"][0] for _, result in sorted(engine.map(call, BLOCKS[:1]), key=lambda one: one[0])]
+
+    first, second = Noted("stays 1"), Noted("stays 2")
+    assert told(Tell(first, Noted("a"))) == [["a", "stays 1"]]
+    assert told(Tell(first, Noted("b"))) == [["a", "stays 1", "b"]]
+    assert told(Tell(second, Noted("c"))) == [["a", "stays 1", "b", "c", "stays 2"]]
+    os.kill(engine._seats[0].process.process.pid, signal.SIGKILL)
+    assert told(Tell(second, Noted("d"))) == [["d", "stays 2"]]

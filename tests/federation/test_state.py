@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from hansa.core.errors import InputError
-from hansa.federation.schema import metadata
+from hansa.federation.schema import metadata, tasks
 from hansa.federation.state import LeaseLost, Reported, State, Task
 
 LATER = time.time() + 10_000
@@ -76,6 +76,10 @@ def test_migrations_make_the_tables_of_the_schema(state: State, url: str) -> Non
     again = State.open(url)
     assert [row.id for row in again.runs()] == ["run"]
     again.close()
+
+
+def test_a_task_has_the_columns_of_its_table() -> None:
+    assert [field.name for field in fields(Task)] == tasks.columns.keys()
 
 
 def test_servers_that_start_at_the_same_time_share_a_new_database(postgres: Callable[[], str]) -> None:

@@ -297,6 +297,23 @@ MALFORMED = {
 }  # fmt: skip
 
 
+STRANGE = b"\x0a\xff\xff"
+"""The beginning of a message of the protocol, and not one."""
+
+
+@pytest.mark.parametrize("parts", [[STRANGE], [name().SerializeToString(), STRANGE], None], ids=["first", "second", "the only one"])
+def test_what_is_no_message_is_refused_in_one_line(running: Running, caplog: Any, parts: list[bytes] | None) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{running.port}") as channel:
+        place = "/hansa.federation.v1.Federation"
+        if parts is None:
+            code = code_of(lambda: list(channel.unary_stream(f"{place}/GetBlob")(STRANGE)))
+        else:
+            code = code_of(lambda: list(channel.stream_stream(f"{place}/PutBlob")(iter(parts))))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    (said,) = caplog.records
+    assert said.exc_info is None and "cannot be read" in said.getMessage()
+
+
 @pytest.mark.parametrize("what", MALFORMED)
 def test_a_malformed_stream_changes_nothing(running: Running, stub: Any, what: str) -> None:
     assert code_of(lambda: list(stub.PutBlob(iter(MALFORMED[what])))) is not grpc.StatusCode.UNKNOWN

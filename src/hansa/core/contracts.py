@@ -325,6 +325,8 @@ Result: TypeAlias = "Update | Total | Failure | Absorbed"
 Call: TypeAlias = "Callable[[Any, Block], Result]"
 """A piece of work as a value: called with the worker that holds the data and the block.
 
+One that has fields whose values are the same objects round after round, which nobody changes, names them in ``standing``, so that an
+engine need not send them with every call.
 One that reads the clients' own entries has ``before``, the round before which they were written, and None where it reads none; one for
 data that is known has its ``schema``.
 """

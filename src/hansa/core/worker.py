@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -275,6 +275,8 @@ class WorkCall:
     transforms: tuple[Transform, ...] = ()
     split: str = "train"
 
+    standing: ClassVar[tuple[str, ...]] = ("algorithm", "schema", "transforms")
+
     @property
     def before(self) -> int | None:
         """The round before which the clients' own entries were written that this call reads; None where the algorithm keeps none."""
@@ -336,6 +338,8 @@ class EvaluateCall:
     split: str
     weighting: Weighting = field(default="examples", init=False)
 
+    standing: ClassVar[tuple[str, ...]] = ("schema",)
+
     def __call__(self, worker: Worker, block: Block) -> Update:
         loaded = worker.load(block, self, self.split)
         metrics: Metrics = worker.learner(self.schema).evaluate(self.params, loaded)
@@ -353,6 +357,8 @@ class ScoreCall:
     round: int
     split: str
     weighting: Weighting = field(default="equal", init=False)
+
+    standing: ClassVar[tuple[str, ...]] = ("schema",)
 
     def __call__(self, worker: Worker, block: Block) -> Total:
         loaded = worker.load(block, self, self.split)

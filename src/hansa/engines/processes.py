@@ -8,7 +8,6 @@ is replaced, loads its recipes again, and its block is tried a second time.
 
 from __future__ import annotations
 
-import os
 import pickle
 import time
 from collections import Counter, deque
@@ -25,6 +24,8 @@ from hansa.core.contracts import Call, ClientStore, Collectives, Engine, Result,
 from hansa.core.errors import InputError, RunFailed
 from hansa.core.store import MemoryStore
 from hansa.core.updates import Failure
+from hansa.engines.machine import cores
+from hansa.engines.processes_calls import Sender, Standing
 from hansa.engines.processes_gang import conduct, end, gather, run_gang
 from hansa.engines.processes_pool import GUARD, Process, wait_any
 from hansa.engines.processes_shared import Segment, Span, pack, unpack
@@ -50,18 +51,15 @@ class Processes:
     @property
     def slots(self) -> int:
         """Places for members of a gang that are in a process group."""
-        return self.workers or _cores()
+        return self.workers or cores()
 
     def build(self) -> Engine:
         return ProcessesEngine(self.slots)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class _Seat:
-    """A worker's place: the process that sits there now, its outbox, its queue, the block it does and the last call it was given."""
+    """A worker's place: the process that sits there now, its outbox, its queue, the block it does, the last call it was given, and the
+    numbers of what it was sent for all calls."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -74,6 +72,23 @@ class _Seat:
         self.ready = False
         self.block: Block | None = None
         self.knows = 0
+        self.stands: dict[type, int] = {}
+
+
+@dataclass(frozen=True)
+class _News:
+    """A call that was published. place: what all workers read it by."""
+
+    place: tuple[bytes, tuple[Span, ...], str]
+    standing: Standing | None
+
+    def of(self, seat: _Seat) -> tuple[Any, ...]:
+        """What the worker at a seat is sent of it, which then knows what stands."""
+        standing = self.standing
+        if standing is None or seat.stands.get(standing.kind) == standing.number:
+            return *self.place, None
+        seat.stands[standing.kind] = standing.number
+        return *self.place, standing.pickled
 
 
 class ProcessesEngine:
@@ -87,6 +102,7 @@ class ProcessesEngine:
         self._clients: Sequence[Client] = ()
         self._store: ClientStore | None = None
         self._setup: Setup | None = None
+        self._sender = Sender()
         self._recipes, self._inbox = Segment(), Segment()
         self._seats: list[_Seat] = []
         self._members: list[Process] = []
@@ -167,19 +183,20 @@ class ProcessesEngine:
             seat.process.end(0.0 if seat.block is not None else max(0.0, until - time.monotonic()))
             seat.outbox.close()
         end(self._members)
-        self._seats, self._members, self._setup = [], [], None
+        self._seats, self._members, self._setup, self._sender = [], [], None, Sender()
         self._recipes.close()
         self._inbox.close()
 
-    def _publish(self, call: Call) -> tuple[bytes, tuple[Span, ...], str]:
-        """Write the call once for all workers; returns what they read it by."""
+    def _publish(self, call: Call) -> _News:
+        """Write the call once for all workers."""
         with self.transfer:
             try:
-                packed = pack(call)
+                sent, standing = self._sender.parted(call)
+                packed = pack(sent)
             except Exception as error:
                 raise InputError(_unsendable("the algorithm, the message or the preparation", error)) from error
             self._inbox.reserve(packed.size)
-            return packed.header, packed.place(self._inbox.memory), self._inbox.name
+            return _News((packed.header, packed.place(self._inbox.memory), self._inbox.name), standing)
 
     def _assign(self, blocks: Sequence[Block], setup: Setup) -> None:
         while len(self._seats) < min(self.workers, len(blocks)):
@@ -196,16 +213,16 @@ class ProcessesEngine:
         longest = max((other.queue for other in self._seats), key=len)
         return longest.pop() if longest else None
 
-    def _give(self, seat: _Seat, block: Block | None, news: Any) -> None:
+    def _give(self, seat: _Seat, block: Block | None, news: _News) -> None:
         if block is not None and not self._send(seat, block, news):
             seat.process.end()  # it had died while it had nothing to do
             seat.occupy()
             if not self._send(seat, block, news):
                 raise RunFailed(f"engine processes: a worker cannot be started; {GUARD}")
 
-    def _send(self, seat: _Seat, block: Block, news: Any) -> bool:
+    def _send(self, seat: _Seat, block: Block, news: _News) -> bool:
         with self.transfer:
-            sent = seat.process.send((block, None if seat.knows == self._serial else news))
+            sent = seat.process.send((block, None if seat.knows == self._serial else news.of(seat)))
         seat.block, seat.knows = block, self._serial
         return sent
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
 import select
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from typing import Any
 
 from hansa.core.errors import InputError
+from hansa.engines.machine import environment
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -30,7 +30,7 @@ class Process:
         self.pipe, theirs = _context.Pipe()
         # Daemons are ended with the parent whatever happens, and may not start processes of their own.
         self.process = _context.Process(target=target, args=(theirs, *arguments), daemon=True)
-        with _environment(dict.fromkeys(THREADS, "1")):
+        with environment(dict.fromkeys(THREADS, "1")):
             self.process.start()
         theirs.close()
         self._code: int | None = None
@@ -91,17 +91,3 @@ def _with_news(processes: Sequence[Process], timeout: float | None) -> list[Proc
     for number in numbers:
         poll.register(number, select.POLLIN)
     return [numbers[number] for number, _ in poll.poll(None if timeout is None else timeout * 1000)]
-
-
-@contextmanager
-def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

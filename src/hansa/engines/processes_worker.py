@@ -21,6 +21,7 @@ from hansa.core.params import Params
 from hansa.core.updates import Failure
 from hansa.core.worker import Worker, attempt
 from hansa.engines.memory import keep_memory
+from hansa.engines.processes_calls import Receiver
 from hansa.engines.processes_pool import tell
 from hansa.engines.processes_shared import Attached, Packed, Span, pack, unpack
 from hansa.engines.shards import Recipes
@@ -110,7 +111,7 @@ def serve(pipe: Connection, setup: Setup) -> None:
         _leave_broken(pipe, error)
     worker = Worker(learner, clients, store)
     pipe.send(("ready",))
-    inbox, outbox = Attached(), _Outbox(pipe)
+    inbox, outbox, receiver = Attached(), _Outbox(pipe), Receiver()
     call: Any = None
     ahead = _Ahead(worker, setup.own)
     while True:
@@ -121,10 +122,10 @@ def serve(pipe: Connection, setup: Setup) -> None:
         except (EOFError, OSError):
             leave()
         if news is not None:
-            header, spans, name = news
+            header, spans, name, standing = news
             call = None  # the last one need not be kept while the next, which may be as large, is read
             try:
-                call = unpack(header, spans, inbox.memory(name))
+                call = receiver.whole(unpack(header, spans, inbox.memory(name)), standing)
             except Exception as error:  # noqa: BLE001  # the parent raises it
                 _leave_broken(pipe, error)
         packed = _do(call, worker, block)

@@ -76,11 +76,12 @@ class Membership(Database):
 
     def serials(self) -> tuple[dict[str, str], set[str]]:
         """serial -> member of every certificate that may be used; and the serials of those that were revoked."""
+        query = select(certificates.c.serial, certificates.c.member, certificates.c.expires, certificates.c.revoked)
         with self._read() as connection:
-            rows = connection.execute(select(certificates)).all()
+            rows = connection.execute(query).all()
         now = time.time()
-        good = {row.serial: row.member for row in rows if row.revoked is None and row.expires > now}
-        return good, {row.serial for row in rows if row.revoked is not None}
+        good = {serial: member for serial, member, expires, revoked in rows if revoked is None and expires > now}
+        return good, {serial for serial, _, _, revoked in rows if revoked is not None}
 
     def members(self) -> list[Row[Any]]:
         """Rows of ``members`` with ``expires`` of the newest certificate, by name."""
@@ -106,8 +107,8 @@ class Membership(Database):
         wanted = list(names)
         with self._read() as connection:
             rows = connection.execute(select(members.c.name, members.c.seen)).all()
-        known = {row.name: row.seen or 0.0 for row in rows}
-        return {name: known.get(name, 0.0) for name in wanted}
+        known = dict(map(tuple, rows))
+        return {name: known.get(name) or 0.0 for name in wanted}
 
     def clients(self) -> list[str]:
         """Names of the clients that are not revoked, ascending."""

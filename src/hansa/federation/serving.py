@@ -14,9 +14,8 @@ from hansa.federation.administration import AdministrationService
 from hansa.federation.desk import Desk
 from hansa.federation.doors import Doors
 from hansa.federation.office import Office
-from hansa.federation.protocol import hansa_pb2_grpc as rpc
 from hansa.federation.service import FederationService
-from hansa.federation.wire import add_federation
+from hansa.federation.wire import add_administration, add_federation
 
 THREADS = 12
 """That wait for disks and the database, of which SQLAlchemy opens 15 connections: uploads that are synced together cost one sync."""
@@ -41,7 +40,7 @@ async def serve(
     ]  # fmt: skip
     server = grpc.aio.server(options=options, interceptors=() if listener is None else (listener,))
     add_federation(FederationService(office, desk, doors), server)
-    rpc.add_AdministrationServicer_to_server(AdministrationService(office, desk, doors), server)
+    add_administration(AdministrationService(office, desk, doors), server)
     for add in also:
         add(server, doors)
     port = server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import grpc
 
+from hansa.federation.decoding import guarded
 from hansa.federation.protocol import hansa_pb2 as pb
 from hansa.federation.protocol import hansa_pb2_grpc as rpc
 
@@ -116,4 +117,19 @@ def add_federation(service: Any, server: Any) -> None:
         "PutBlob": grpc.stream_stream_rpc_method_handler(service.PutBlob, read_piece, written),
         "GetBlob": grpc.unary_stream_rpc_method_handler(service.GetBlob, pb.GetBlobRequest.FromString, written),
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_NAME, handlers),))
+    _add(_NAME, handlers, server)
+
+
+def add_administration(service: Any, server: Any) -> None:
+    """Let a server answer what administrators call, with an :class:`AdministrationServicer`."""
+    told = pb.DESCRIPTOR.services_by_name["Administration"]
+    handlers = {}
+    for method in told.methods:
+        make = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
+        handlers[method.name] = make(getattr(service, method.name), getattr(pb, method.input_type.name).FromString, written)
+    _add(told.full_name, handlers, server)
+
+
+def _add(name: str, handlers: dict[str, Any], server: Any) -> None:
+    safe = {method: guarded(method, handler) for method, handler in handlers.items()}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, safe),))
