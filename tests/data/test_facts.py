@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from hansa.core.blocks import Table
+from hansa.core.errors import InputError
 from hansa.data import BuiltIn, Column, Split, facts_of
 from hansa.data.recipes import clients
 
@@ -83,3 +84,22 @@ def test_raw_columns_of_a_callers_own_loader_are_told_apart() -> None:
     assert columns["i"]["missing"] == 1
     assert columns["b"]["kind"] == "number" and columns["b"]["mean"] == 0.5
     assert columns["e"]["distinct"] == 0
+
+
+@pytest.mark.parametrize("distinct", [20, 21, 100, 101])
+def test_texts_that_name_rows_are_told_neither_as_features_nor_as_labels(distinct: int) -> None:
+    """More than 20 different ones, of which most rows have their own; however small the part that is for training."""
+    texts = np.array([f"Anna {k % distinct} Meyer" for k in range(200)])
+    columns = facts_of({"train": Table(pd.DataFrame({"who": texts}))})["columns"]
+    small = {"train": texts[:15], "test": texts[15:]}
+    parted = facts_of({name: Table(pd.DataFrame({"who": part})) for name, part in small.items()})["columns"]
+    assert ("identifier" in columns["who"]) == ("identifier" in parted["who"]) == (distinct > 100)
+    assert bool(columns["who"]["values"]) == bool(parted["who"]["values"]) == (distinct <= 100)
+    for parts in ({"train": texts}, small):
+        tables = {name: Table(np.zeros((len(part), 1)), part) for name, part in parts.items()}
+        if distinct <= 100:
+            assert facts_of(tables)["labels"]["counts"].keys() == parts.keys()
+            continue
+        with pytest.raises(InputError, match=f"{distinct} different texts in 200 rows") as told:
+            facts_of(tables)
+        assert "Anna" not in str(told.value)

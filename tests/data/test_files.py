@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from pandas.testing import assert_frame_equal
 
 from hansa.core.errors import InputError
 from hansa.data import BuiltIn, File
+from hansa.data.parts import Parts
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ def test_the_task_is_told_from_the_label(tmp_path: Path, column: list[str], task
     rows = File(path=str(path), label="y").read()
     assert rows.task == task
     assert rows.y is not None
-    assert rows.y.dtype.kind == ("f" if task == "regression" else "U" if column[0] in ("yes", "no") else "i")
+    assert rows.y.dtype.kind == ("f" if task == "regression" else {"y": "U", "T": "b"}.get(column[0][0], "i"))
 
 
 def test_an_option_overrides_the_task_and_positive_makes_two_classes(tmp_path: Path) -> None:
@@ -113,6 +115,48 @@ def test_an_empty_column_takes_its_type_from_the_other_files(tmp_path: Path) -> 
     assert rows.x["t"].isna().tolist() == [True, True, False, True]
 
 
+def test_a_path_may_be_a_path_object_and_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("x,y\n1,0\n2,1\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for kind in (File, Parts):
+        assert kind(path=path, label="y") == kind(path=str(path), label="y")  # type: ignore[arg-type]  # a job's file knows text alone
+        assert kind(path=Path("~/a.csv"), label="y").task in (None, "classification")  # type: ignore[arg-type]
+    assert len(File(path=Path("~") / "a.csv", label="y").read()) == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("kind", [File, Parts])
+def test_the_index_of_a_data_frame_is_no_column_unless_it_is_named(tmp_path: Path, kind: Any, named: bool) -> None:
+    frame = pd.DataFrame({"x": np.arange(12.0), "y": [0, 1] * 6, "owner": list("aab" * 4)})
+    frame.index = frame.index.rename("row") if named else frame.index
+    for owner, own in frame.groupby("owner"):
+        own.drop(columns="owner").to_parquet(tmp_path / f"{owner}.parquet")
+    index = "row" if named else "__index_level_0__"
+
+    def columns(**options: Any) -> list[str]:
+        source = kind(path=str(tmp_path / "*.parquet"), client="@file", **options)
+        return list((source.table(0, 0) if kind is Parts else source.read()).x.columns)
+
+    written = list(pd.read_parquet(tmp_path / "a.parquet").columns)
+    assert columns(label="y") == [name for name in written if name != "y"]
+    assert columns(label="y", drop=(index,)) == ["x"]
+    assert columns(label="y", features=(index, "x")) == [index, "x"]
+    assert columns(label=index) == ["x", "y"]
+    if kind is Parts:
+        assert columns(label="y", filters=((index, ">", 1),)) == ["x"]
+
+
+def test_an_index_in_one_file_alone_is_no_difference(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"x": np.arange(4.0), "y": [0, 1, 0, 1]})
+    frame.to_parquet(tmp_path / "a.parquet")
+    frame[1:].to_parquet(tmp_path / "b.parquet")
+    frame[frame.y == 1].to_parquet(tmp_path / "c.parquet")
+    path = str(tmp_path / "*.parquet")
+    assert File(path=path, label="y").read().x["x"].tolist() == [0.0, 1.0, 2.0, 3.0, 1.0, 2.0, 3.0, 1.0, 3.0]
+    assert Parts(path=path, label="y").plan.features == ("x",)
+
+
 BAD: list[tuple[dict[str, str], dict[str, object], str]] = [
     ({"a.csv": "x,y\n1,0\n"}, {"label": "z"}, r"data.label: .*a.csv has no column 'z' \(allowed: x, y\)"),
     ({"a.csv": "age,y\n1,0\n"}, {"features": ("agee",)}, r"data.features: .* has no column 'agee' \(did you mean 'age'\?\)"),
@@ -131,6 +175,10 @@ BAD: list[tuple[dict[str, str], dict[str, object], str]] = [
     ({"a.csv": "x,y\n1,a\n"}, {"task": "clasification"}, "did you mean 'classification'"),
     ({"a.csv": "x,y\n1,a\n"}, {"positive": "b"}, "data.positive: label column 'y' never is 'b'"),
     ({"a.csv": "x,y\n1,a\n"}, {"positive": "a", "task": "regression"}, "a regression has no positive label"),
+    ({"a.csv": "x,y\n1,0\n"}, {"features": "x"}, r"data.features = 'x': is one text, and a list .* write features = \['x'\]"),
+    ({"a.csv": "x,y\n\xe9,0\n"}, {}, r"a.csv is not in UTF-8, .* save it again as UTF-8, .*encoding=\"latin-1\""),
+    ({"a.csv": "x,\xff\n1,0\n"}, {}, "a.csv is not in UTF-8"),
+    ({"a.csv": "x,y\nold,1\n" + "".join(f"{k},0\n" for k in range(98))}, {}, "column 'x' holds numbers, and text such as 'old' in 1 of"),
     ({"a.csv": ""}, {}, "a.csv cannot be read as a table"),
     ({"a.csv": "x,y\n"}, {}, "holds no rows"),
     ({"a.csv": "x,y\n1,2,3\n"}, {}, "a.csv cannot be read as a table"),
@@ -150,7 +198,7 @@ def test_what_cannot_work_is_said_in_one_sentence(
 ) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_bytes(text.encode("latin-1"))
     given: dict[str, object] = {"path": "*.csv", "label": "y"} | options
     given["path"] = str(tmp_path / str(given["path"]))
     with pytest.raises(InputError, match=sentence) as caught:

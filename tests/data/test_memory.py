@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,12 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from pandas.testing import assert_frame_equal
+from scipy import sparse
+from sklearn.compose import ColumnTransformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
+import hansa
 from hansa.core.blocks import Table
 from hansa.core.errors import InputError
 from hansa.data import BuiltIn, from_arrays, from_table, from_torch
@@ -37,7 +45,7 @@ def test_a_frame_an_arrow_table_and_a_built_in_set_are_the_same() -> None:
 def test_labels_of_every_kind_become_plain() -> None:
     x = np.zeros((4, 1))
     kinds: list[tuple[Any, Any, str]] = [
-        ([True, False, True, True], [1, 0, 1, 1], "i"),
+        ([True, False, True, True], [True, False, True, True], "b"),
         (np.array(["b", "a", "a", "b"], dtype=object), ["b", "a", "a", "b"], "U"),
         (pd.Series(["b", "a", "a", "b"], dtype="category"), ["b", "a", "a", "b"], "U"),
         (pd.Series([3, 1, 1, 3], dtype="Int64"), [3, 1, 1, 3], "i"),
@@ -57,7 +65,6 @@ def test_columns_become_numbers_or_text_whatever_their_type() -> None:
             "truth": np.array([True, None, False], dtype=object),
             "whole": np.array([1, None, 3], dtype=object),
             "kind": pd.Categorical([2, 1, 2]),
-            "day": pd.to_datetime(["2020-01-02", None, "2020-01-01"]),
             "none": np.array([None, None, None], dtype=object),
             5: pd.array([1, None, 3], dtype="Int8"),
         }
@@ -69,7 +76,6 @@ def test_columns_become_numbers_or_text_whatever_their_type() -> None:
         "truth": [1.0, "", 0.0],
         "whole": [1.0, "", 3.0],
         "kind": ["2", "1", "2"],
-        "day": ["2020-01-02 00:00:00", "", "2020-01-01 00:00:00"],
         "none": ["", "", ""],
         "5": [1.0, "", 3.0],
     }
@@ -109,6 +115,69 @@ def test_a_source_survives_pickling_without_its_cache() -> None:
 
 
 @pytest.mark.parametrize(
+    "times",
+    [
+        pd.date_range("2020-01-01", periods=3),
+        pd.date_range("2020-01-01", periods=3, tz="UTC"),
+        pd.to_datetime(["2020-01-01", None, None]),
+        pd.to_timedelta([1, 2, 3], unit="s"),
+        pd.period_range("2020-01", periods=3, freq="M"),
+        pd.Series([date(2020, 1, 1), None, date(2020, 1, 2)], dtype=object),
+        pd.Categorical(pd.date_range("2020-01-01", periods=3)),
+        pd.array([date(2020, 1, 1), None, date(2020, 1, 2)], dtype=pd.ArrowDtype(pa.date32())),
+    ],
+    ids=lambda times: str(times.dtype).split(",")[0],
+)
+def test_times_are_refused_as_such(times: Any) -> None:
+    with pytest.raises(InputError, match=r"column 'when' holds dates or times, .* data.drop = \['when'\], and store what matters"):
+        from_arrays(pd.DataFrame({"x": [1.0, 2.0, 3.0], "when": times}), [0, 1, 0]).read()
+
+
+def test_a_stray_text_among_numbers_is_said_and_texts_that_may_be_names_are_not() -> None:
+    numbers = [str(k) for k in range(99)]
+    for odd, kind in (("old", object), ("?", object), ("old", "string")):
+        with pytest.raises(
+            InputError, match=rf"column 'age' holds numbers, and text such as {re.escape(repr(odd))} in 1 of 100 rows"
+        ):
+            from_arrays(pd.DataFrame({"age": pd.Series([*numbers, odd], dtype=kind)}), [0, 1] * 50).read()
+    for names in ([*numbers, "A17"], [*numbers[:50], *map(chr, range(65, 90))], [*numbers[:15], "old"], [*numbers[:40], "old"] * 3):
+        x = from_arrays(pd.DataFrame({"code": names}), np.arange(len(names)) % 2).read().x
+        assert x["code"].tolist() == names
+
+
+@pytest.mark.parametrize("names", [(0, 1, 2, 3), (7, 3.5, -1, 0), (("a", 1), ("a", 2), ("b", 1), ("b", 2))])
+def test_a_frame_without_texts_for_names_is_its_array(names: tuple[Any, ...]) -> None:
+    frame = pd.DataFrame(np.arange(12.0).reshape(3, 4))
+    frame.columns = pd.Index(names, tupleize_cols=False)
+    rows = from_arrays(frame, [0, 1, 0], test=(frame, [0, 1, 0])).read()
+    assert np.array_equal(rows.x, frame.to_numpy())
+    assert rows.test is not None
+    assert np.array_equal(rows.test.x, frame.to_numpy())
+
+
+@pytest.mark.parametrize("by", ["from_arrays", "from_table", "numbers only"])
+def test_a_model_of_a_frame_without_texts_for_names_predicts_from_it(by: str, tmp_path: Path) -> None:
+    bunch = hansa.BuiltIn("iris").read()
+    frame = pd.DataFrame(np.asarray(bunch.x))
+    if by == "from_arrays":
+        data = from_arrays(frame, bunch.y)
+    elif by == "from_table":
+        data = from_table(frame.assign(y=bunch.y), "y")
+    else:
+        data = from_table(frame.assign(y=bunch.y).set_axis(range(5), axis=1), 4)
+    preparation = ColumnTransformer([("n", StandardScaler(), [0, 1, 2, 3])])
+    for prepare in (preparation, StandardScaler(), hansa.Standard(), None):
+        job = hansa.Job(
+            data=data, partition=hansa.IID(clients=3), learner=LogisticRegression(), algorithm=hansa.Newton(), preparation=prepare,
+            rounds=hansa.Rounds(count=2),
+        )  # fmt: skip
+        model = hansa.run(job, directory=tmp_path, quiet=True).model
+        assert not hasattr(model, "feature_names_in_")
+        assert (model.predict(frame) == bunch.y).mean() > 0.8
+    assert np.array_equal(model.predict(frame), model.predict(frame.to_numpy()))
+
+
+@pytest.mark.parametrize(
     ("make", "sentence"),
     [
         (lambda: from_arrays(np.eye(3), [0, 1]), "y has 2 entries and x has 3 rows"),
@@ -124,6 +193,17 @@ def test_a_source_survives_pickling_without_its_cache() -> None:
         (lambda: from_arrays(np.eye(2), [0, 1], test=(np.eye(2), [0])), "test has 2 rows and 1 labels"),
         (lambda: from_arrays(np.eye(2), [0, 1], test=(np.eye(2), None)), "test has no labels"),
         (lambda: from_arrays(pd.DataFrame([[1, 2]], columns=["a", "a"]), [0]), "column 'a' occurs 2 times"),
+        (lambda: from_table(pd.DataFrame([[1, 2, 0]], columns=["a", "a", "y"]), "y"), "column 'a' occurs 2 times"),
+        (lambda: from_table(pd.DataFrame([[1, 2, 0]], columns=["a", "y", "y"]), "y"), "column 'y' occurs 2 times"),
+        (lambda: from_table(pd.DataFrame([[1, 2, 0]], columns=[0, "0", "y"]), "y"), "column '0' occurs 2 times"),
+        (lambda: from_table(HEART.x, 7), r"data.label: the table has no column '7'"),
+        (lambda: from_table(HEART.x, "sex", features="age"), r"data.features = 'age': is one text, .* write features = \['age'\]"),
+        (lambda: from_table(HEART.x, "sex", drop="age"), r"data.drop = 'age': is one text, .* write drop = \['age'\]"),
+        (
+            lambda: from_arrays(sparse.eye_array(3, format="csr"), [0, 1, 0]),
+            r"x is a sparse matrix \(csr_array\), .* x.toarray\(\)",
+        ),
+        (lambda: from_arrays(pd.DataFrame([[1, "a"]]), [0]), r"column 1 of x holds no numbers, .* frame.columns.astype\(str\)"),
         (lambda: from_table(HEART.x, label="il"), "the table has no column 'il'"),
     ],
 )

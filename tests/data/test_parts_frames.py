@@ -147,6 +147,12 @@ def test_what_cannot_work_is_said_in_one_sentence(options: dict[str, Any], sente
     assert "\n" not in str(caught.value)
 
 
+def test_one_text_for_a_list_of_columns_is_refused() -> None:
+    for option in ("features", "drop"):
+        with pytest.raises(InputError, match=rf"data.{option} = 'n': is one text, and a list of columns is needed"):
+            from_partitions(dask_frame(), "y", **{option: "n"})  # type: ignore[arg-type]  # a text is an iterable of texts, too
+
+
 def test_a_persisted_frame_of_a_cluster_and_a_table_in_memory_are_refused() -> None:
     distributed = pytest.importorskip("distributed")
     with pytest.raises(InputError, match=r"DataFrame is no table of Dask, Ray or Spark; use hansa\.from_table"):
@@ -189,6 +195,9 @@ assert source.classes == (0, 1)
 tables = [source.table(k, 0) for k in range(3)]
 assert_frame_equal(pd.concat([table.x for table in tables], ignore_index=True), plain_frame(frame.drop(columns="y")))
 assert np.concatenate([table.y for table in tables]).tolist() == frame.y.tolist()
+indexed = ray.data.from_arrow(pa.Table.from_pandas(frame[frame.n % 3 < 2]))
+for options, columns in (({}, ("n", "t")), ({"features": ("__index_level_0__", "n")}, ("__index_level_0__", "n"))):
+    assert tuple(from_partitions(indexed, "y", positive=1, **options).table(0, 0).x.columns) == columns
 
 @ray.remote
 class Reader:

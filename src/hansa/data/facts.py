@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from hansa.core.blocks import Splits, Table
+from hansa.core.errors import InputError
 from hansa.data.tables import kind_of
 
 FEW = 20
@@ -29,8 +30,29 @@ MOST_VALUES = 10_000
 """Distinct values of a category that are counted one by one, the most frequent first."""
 
 
+def refuse_names(splits: Splits, client: str = "") -> None:
+    """InputError for labels that are texts and name their rows: their client keeps them to itself. All splits are looked at, since
+    who makes the split may make it small."""
+    parts = [np.asarray(table.y) for table in splits.values() if table.y is not None]
+    if not parts or any(part.dtype.kind in "biuf" for part in parts):
+        return
+    y = np.concatenate(parts)
+    distinct = len(np.unique(y))
+    if _names_rows(distinct, len(y)):
+        raise InputError(
+            f"{f'client {client}: ' if client else ''}the labels are {distinct:,} different texts in {len(y):,} rows, which name the "
+            "rows and are no classes; they are not told to anybody (name another column in data.label)"
+        )
+
+
+def _names_rows(distinct: int, rows: int) -> bool:
+    """Whether texts of which so many rows have so many different ones say who a row is."""
+    return distinct > FEW and 2 * distinct > rows
+
+
 def facts_of(splits: Splits) -> dict[str, Any]:
-    """The facts of a client's tables."""
+    """The facts of a client's tables. InputError for labels that name their rows."""
+    refuse_names(splits)
     train = splits["train"]
     table = hasattr(train.x, "columns")
     return {
@@ -42,6 +64,8 @@ def facts_of(splits: Splits) -> dict[str, Any]:
 
 
 def _columns(splits: Splits) -> dict[str, Any]:
+    import pandas as pd
+
     train = splits["train"].x
     result: dict[str, Any] = {}
     for name in train.columns:
@@ -54,8 +78,10 @@ def _columns(splits: Splits) -> dict[str, Any]:
             result[str(name)] = {"kind": "number", **_broken(values), **_moments(own), **_few(own)}
         else:
             counts = train[name].value_counts()
-            # Texts of which most rows have their own say who a row is, and are not told to anybody.
-            names_rows = len(counts) > FEW and 2 * len(counts) > len(train)
+            # Texts of which most rows have their own are not told to anybody, nor those of a few rows of such a column.
+            names_rows = _names_rows(len(counts), len(train)) or (
+                len(parts) > 1 and _names_rows(int(pd.concat(parts).nunique()), sum(map(len, parts)))
+            )
             result[str(name)] = {
                 "kind": "category",
                 "missing": sum(int(part.isna().sum()) for part in parts),

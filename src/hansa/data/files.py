@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import glob
+import os
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from hansa.core.errors import InputError, did_you_mean
+from hansa.data.parts_columns import index_columns, without_index
 from hansa.data.sources import Rows, Task, remembered
-from hansa.data.tables import choose_features, client_ids, kind_of, labels_of, plain_frame, refuse_gaps
+from hansa.data.tables import choose_features, client_ids, kind_of, labels_of, plain_frame, refuse_gaps, refuse_stray_meaning
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +30,8 @@ FROM_FILE = "@file"
 class File:
     """Rows of one or more files with the same columns, put one behind the other in the order of their names.
 
-    path:      a file, or a pattern such as ``data/*.csv`` (``**`` for any depth); relative to the working directory.
+    path:      a file, or a pattern such as ``data/*.csv`` (``**`` for any depth); relative to the working directory. From Python it may
+               be a path object.
     label:     the column to predict; without it the rows have no labels, for learners that need none.
     client:    the column that names each row's client; ``"@file"`` makes every file a client, named like the file.
     features:  the columns to predict from; all others when empty.
@@ -37,7 +40,8 @@ class File:
     task:      "classification" or "regression"; without it, labels that are text, true or false, or whole numbers with at most 20
                distinct values are classes.
 
-    Columns of numbers become float64, all others text. Raises InputError when read, for whatever cannot work.
+    Columns of numbers become float64, all others text; the index of a data frame that was written to Parquet is no feature unless
+    ``features`` names it. Raises InputError when read, for whatever cannot work.
     """
 
     name: Literal["file"] = field(default="file", kw_only=True)
@@ -48,6 +52,10 @@ class File:
     drop: tuple[str, ...] = ()
     positive: str | int | float | bool | None = None
     task: Task | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.path, os.PathLike):
+            object.__setattr__(self, "path", os.fspath(self.path))
 
     def read(self) -> Rows:
         """All rows; read again when a file has changed."""
@@ -75,9 +83,10 @@ def matching(pattern: str) -> list[Path]:
 def _read(source: File, paths: Sequence[Path]) -> Rows:
     import pandas as pd
 
-    names = _header(paths[0])
+    named = {source.label, source.client, *source.features, *source.drop}
+    names = _header(paths[0], named)
     for path in paths[1:]:
-        different = sorted(set(names) ^ set(_header(path)))
+        different = sorted(set(names) ^ set(_header(path, named)))
         if different:
             has, lacks = (paths[0], path) if different[0] in names else (path, paths[0])
             raise InputError(f"data.path: {has} has a column {different[0]!r} and {lacks} has not; give all files the same columns")
@@ -102,9 +111,7 @@ def _labels(source: File, frames: Sequence[pd.DataFrame]) -> tuple[np.ndarray | 
     import pandas as pd
 
     if source.label is None:
-        option = "positive" if source.positive is not None else "task" if source.task not in (None, "unlabelled") else None
-        if option is not None:
-            raise InputError(f"data.{option}: says what labels mean, and data.label names none; name their column, or leave it out")
+        refuse_stray_meaning(source.positive, source.task)
         return None, "unlabelled"
     where = f"label column {source.label!r}"
     labels = pd.concat([frame[source.label] for frame in frames], ignore_index=True)
@@ -128,12 +135,13 @@ def _clients(source: File, paths: Sequence[Path], frames: Sequence[pd.DataFrame]
     return np.repeat(np.array(stems, dtype=str), [len(frame) for frame in frames])
 
 
-def _header(path: Path) -> list[str]:
+def _header(path: Path, named: Collection[str | None]) -> list[str]:
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
         with _reading(path):
-            return list(pq.read_schema(path).names)
+            schema = pq.read_schema(path)
+            return without_index(schema.names, index_columns(schema), named)
     import pandas as pd
 
     with _reading(path):
@@ -163,9 +171,19 @@ def _reading(path: Path) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             yield
+    except UnicodeDecodeError as error:
+        raise no_utf8(str(path)) from error
     except (ValueError, OSError, EOFError, zlib.error, pd.errors.ParserWarning) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"data.path: {path} cannot be read as a table: {reason}") from error
+
+
+def no_utf8(path: str) -> InputError:
+    """What is said of a text file in another encoding."""
+    return InputError(
+        f"data.path: {path} is not in UTF-8, and nothing in it tells in which encoding it is; save it again as UTF-8, where it is Latin-1 "
+        f'with pandas.read_csv({path!r}, encoding="latin-1").to_csv({path!r}, index=False)'
+    )
 
 
 def _no_number(column: pd.Series) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -12,14 +12,24 @@ import numpy as np
 from hansa.core.blocks import Table
 from hansa.core.errors import InputError
 from hansa.data.sources import Rows, Task
-from hansa.data.tables import choose_features, client_ids, kind_of, labels_of, plain_frame, refuse_gaps
+from hansa.data.tables import (
+    choose_features,
+    client_ids,
+    column_names,
+    kind_of,
+    labels_of,
+    plain_frame,
+    refuse_gaps,
+    refuse_stray_meaning,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Memory:
     """Rows that the caller holds.
 
-    x:       an array (rows, ...) of numbers, a pandas data frame, or a pyarrow table.
+    x:       an array (rows, ...) of numbers, a pandas data frame, or a pyarrow table. A data frame none of whose columns has a text for
+             a name is the array of its values, as it is for scikit-learn.
     y:       labels (rows,), or None for learners that need none.
     client:  whose each row is (rows,), or None.
     task:    "classification" or "regression"; told from the labels when None (see :class:`hansa.data.File`).
@@ -66,7 +76,12 @@ def _features(x: Any, where: str) -> Any:
     if hasattr(x, "to_pandas"):
         x = x.to_pandas()
     if hasattr(x, "iloc") and getattr(x, "ndim", 0) == 2:
-        x = plain_frame(x)
+        x = _frame(x, where)
+    elif hasattr(x, "tocsr"):
+        raise InputError(
+            f"data: {where} is a sparse matrix ({type(x).__name__}), and features are taken as arrays or data frames; write "
+            f"{where}.toarray(), or give categories as columns of text, which a preparation encodes sparsely"
+        )
     else:
         x = np.asarray(x)
         if x.dtype.kind not in "biuf":
@@ -78,6 +93,19 @@ def _features(x: Any, where: str) -> Any:
     if not len(x):
         raise InputError(f"data: {where} has no rows")
     return x
+
+
+def _frame(x: Any, where: str) -> Any:
+    plain = plain_frame(x)
+    if not len(x.columns) or any(isinstance(name, str) for name in x.columns):
+        return plain
+    odd = next((name for name in plain.columns if plain[name].dtype.kind != "f"), None)
+    if odd is not None:
+        raise InputError(
+            f"data: column {odd} of {where} holds no numbers, and columns that have no texts for names are one array of numbers; "
+            "name them: frame.columns = frame.columns.astype(str)"
+        )
+    return np.ascontiguousarray(plain.to_numpy())
 
 
 def _central(test: Any, x: Any, task: Task) -> Table:
@@ -111,18 +139,21 @@ def from_arrays(x: Any, y: Any = None, clients: Any = None, *, test: Any = None,
 
 def from_table(
     table: Any,
-    label: str,
-    client: str | None = None,
+    label: Any = None,
+    client: Any = None,
     *,
-    features: Iterable[str] = (),
-    drop: Iterable[str] = (),
+    features: Iterable[Any] = (),
+    drop: Iterable[Any] = (),
     positive: Any = None,
     task: Task | None = None,
     test: Any = None,
 ) -> Memory:
     """A data frame or an Arrow table whose columns hold features, label and client; options as of :class:`hansa.data.File`.
 
-    test: a central test set with the same columns.
+    label: the column to predict; without it the rows have no labels, for learners that need none.
+    test:  a central test set with the same columns.
+
+    Columns are named as in the table, by text or by number. Raises InputError for options that do not fit the table.
     """
     from hansa.data.parts_frames import is_partitioned
 
@@ -132,20 +163,36 @@ def from_table(
             f"write hansa.from_partitions(table, {label!r}), which makes every partition a client"
         )
     frame = table.to_pandas() if hasattr(table, "to_pandas") else table
-    chosen = choose_features([str(name) for name in frame.columns], label, client, features, drop, "the table")
-
-    def labels(of: Any, task: Task | None) -> tuple[np.ndarray, Task]:
-        where = f"label column {label!r}"
-        refuse_gaps(of[label], where, "every row needs a label")
-        return labels_of(of[label], task, positive, where)
-
-    y, found = labels(frame, task)
+    label, client = (None if name is None else str(name) for name in (label, client))
+    chosen = choose_features(column_names(frame), label, client, features, drop, "the table")
+    y, found = _labels(frame, label, positive, task)
     central = None
     if test is not None:
         held = test.to_pandas() if hasattr(test, "to_pandas") else test
-        choose_features([str(name) for name in held.columns], label, None, chosen, (), "the test table")
-        central = (held[chosen], labels(held, None if positive is not None else found)[0])
-    return Memory(x=frame[chosen], y=y, client=None if client is None else frame[client], task=found, test=central)
+        choose_features(column_names(held), label, None, chosen, (), "the test table")
+        known = None if positive is not None or label is None else found
+        central = (_columns(held, chosen), _labels(held, label, positive, known)[0])
+    ids = None if client is None else _column(frame, client)
+    return Memory(x=_columns(frame, chosen), y=y, client=ids, task=None if label is None else found, test=central)
+
+
+def _columns(frame: Any, names: Sequence[str]) -> Any:
+    # By place: the names of a data frame need not be texts.
+    places = {name: place for place, name in enumerate(column_names(frame))}
+    return frame.iloc[:, [places[name] for name in names]]
+
+
+def _column(frame: Any, name: str) -> Any:
+    return frame.iloc[:, column_names(frame).index(name)]
+
+
+def _labels(frame: Any, label: str | None, positive: Any, task: Task | None) -> tuple[np.ndarray | None, Task]:
+    if label is None:
+        refuse_stray_meaning(positive, task)
+        return None, "unlabelled"
+    where, column = f"label column {label!r}", _column(frame, label)
+    refuse_gaps(column, where, "every row needs a label")
+    return labels_of(column, task, positive, where)
 
 
 def from_torch(dataset: Any, clients: Any = None, *, test: Any = None, task: Task | None = None) -> Memory:

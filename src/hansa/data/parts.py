@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,7 +24,7 @@ class Parts:
     """Files with the same columns, cut into parts that are the clients of the job; nobody ever holds more of them than a part.
 
     path:      a file, a pattern such as ``data/*.parquet`` (``**`` for any depth), or an fsspec URL (``s3://bucket/table/*.parquet``):
-               ``.parquet``, ``.arrow``, ``.feather``, ``.csv``, ``.csv.gz``.
+               ``.parquet``, ``.arrow``, ``.feather``, ``.csv``, ``.csv.gz``. From Python it may be a path object.
     label:     the column to predict; without it the rows have no labels, for learners that need none.
     client:    ``"@file"`` makes every file a part, named like the file, whatever ``rows`` says.
     features:  the columns to predict from; all others when empty.
@@ -37,6 +38,8 @@ class Parts:
     rows:      a part has at most so many: row groups, record batches or lines that follow each other are merged up to this, larger
                ones split.
     storage:   options of the fsspec file system, such as ``{anon = true}``. They are kept with the run: leave keys to the environment.
+
+    The index of a data frame that was written to a file is no feature unless ``features`` names it.
 
     How the table is cut depends on these options and the files alone. Numbers become float64, text becomes categories, by the types
     that the files declare (of CSV, by the first MiB of each). Raises InputError when the files are surveyed, for whatever cannot work.
@@ -56,6 +59,8 @@ class Parts:
     storage: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.path, os.PathLike):
+            object.__setattr__(self, "path", os.fspath(self.path))
         object.__setattr__(self, "filters", plain_filters(self.filters))
         if self.positive is not None and self.above is not None:
             raise InputError("data.above: data.positive says already which label is 1; give only one of them")

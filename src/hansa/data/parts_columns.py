@@ -52,6 +52,19 @@ def is_whole(kind: Any) -> bool:
     return bool(types.is_integer(kind.value_type if types.is_dictionary(kind) else kind))
 
 
+def index_columns(schema: Any) -> tuple[str, ...]:
+    """The columns of a file's Arrow schema that pandas wrote for the index of a data frame, and reads back as one: row numbers, or
+    names of rows."""
+    told = schema.pandas_metadata or {}
+    return tuple(name for name in told.get("index_columns", ()) if isinstance(name, str))
+
+
+def without_index(names: Iterable[str], index: Iterable[str], named: Iterable[str | None]) -> list[str]:
+    """The columns of a table without those that hold a data frame's index, unless options name them as columns."""
+    hidden = set(index).difference(named)
+    return [name for name in names if name not in hidden]
+
+
 def common_type(kinds: Iterable[Any]) -> Any:
     """The Arrow type as which a column is read that has the given types, all of one kind, in different files."""
     import pyarrow as pa

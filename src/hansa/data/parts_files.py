@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 
 from hansa.core.errors import InputError, did_you_mean
+from hansa.data.files import no_utf8
+from hansa.data.parts_columns import as_type, index_columns
 
 ENDINGS = (".parquet", ".arrow", ".feather", ".csv", ".csv.gz")
 
@@ -49,12 +51,14 @@ class Content:
     types:     column -> Arrow type.
     chunks:    int64 (chunks, 4): unit, start, stop, rows.
     fragment:  of a Parquet file, with its statistics.
+    index:     the columns that hold the index of a data frame.
     """
 
     size: int
     types: Mapping[str, Any]
     chunks: np.ndarray
     fragment: Any = field(default=None, repr=False)
+    index: tuple[str, ...] = ()
 
 
 def matching(pattern: str, storage: Mapping[str, Any]) -> list[str]:
@@ -156,7 +160,11 @@ def _reading(path: str) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except UnicodeDecodeError as error:
+        raise no_utf8(path) from error
     except (ValueError, OSError, EOFError, NotImplementedError, KeyError, csv.Error) as error:
+        if "invalid UTF8" in str(error):
+            raise no_utf8(path) from error
         raise InputError(f"data.path: {path} cannot be read as a table: {_first_line(error)}") from error
 
 
@@ -189,7 +197,7 @@ def _survey_parquet(path: str, storage: Mapping[str, Any], rows: int) -> Content
     metadata, schema = fragment.metadata, fragment.physical_schema
     lengths = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     chunks = [piece for group, length in enumerate(lengths) for piece in _pieces(group, length, rows)]
-    return Content(size, _types(path, schema), _array(chunks), fragment)
+    return Content(size, _types(path, schema), _array(chunks), fragment, index_columns(schema))
 
 
 def _arrow_system(url: str, storage: Mapping[str, Any]) -> tuple[Any, str]:
@@ -237,7 +245,7 @@ def _survey_arrow(file: Any, rows: int) -> Content:
     counted = ipc.open_file(file, options=ipc.IpcReadOptions(included_fields=[narrowest] if widths else None))
     lengths = [counted.get_batch(k).num_rows for k in range(counted.num_record_batches)]
     chunks = [piece for batch, length in enumerate(lengths) for piece in _pieces(batch, length, rows)]
-    return Content(file.size(), _types("", schema), _array(chunks))
+    return Content(file.size(), _types("", schema), _array(chunks), index=index_columns(schema))
 
 
 def _fixed(kind: Any) -> bool:
@@ -264,8 +272,6 @@ def _read_arrow(path: str, file: Any, chunks: list[list[int]], types: Mapping[st
 def _typed(table: Any, types: Mapping[str, Any]) -> Any:
     import pyarrow as pa
 
-    from hansa.data.parts_columns import as_type
-
     return pa.table({name: as_type(table[name], kind) for name, kind in types.items()})
 
 
@@ -290,6 +296,8 @@ def _survey_csv(path: str, file: Any, rows: int) -> Content:
     body = head[line_end:]
     first = body if len(head) < HEAD else body[: body.rfind(b"\n") + 1]
     found = _parsed(first, names, names, None).schema if first.strip() else pa.schema([(name, pa.null()) for name in names])
+    if any(pa.types.is_binary(kind) for kind in found.types):  # as which Arrow takes texts that it cannot decode
+        raise no_utf8(path)
     cuts, end = _cut_lines(stream, body, line_end, rows)
     chunks = [(0, start, stop, count) for start, stop, count in cuts]
     if packed and chunks:

@@ -18,10 +18,19 @@ import numpy as np
 from hansa.core.blocks import Table
 from hansa.core.errors import InputError, missing_extra
 from hansa.data.parts import Parts
-from hansa.data.parts_columns import WORDS, as_type, common_type, features_frame, is_whole, kind_of_type
+from hansa.data.parts_columns import (
+    WORDS,
+    as_type,
+    common_type,
+    features_frame,
+    index_columns,
+    is_whole,
+    kind_of_type,
+    without_index,
+)
 from hansa.data.parts_labels import Labels, Meaning, meaning_of
 from hansa.data.sources import Ids, Task
-from hansa.data.tables import MOST_CLASSES, choose_features
+from hansa.data.tables import MOST_CLASSES, choose_features, listed_names
 
 
 class Piece(Protocol):
@@ -126,8 +135,7 @@ class Partitions:
 
     @cached_property
     def _opened(self) -> tuple[Layout, tuple[Piece, ...]]:
-        names = [str(name) for name in self.frame.columns] if is_dask(self.frame) else list(self.frame.schema().names)
-        features = tuple(choose_features(names, self.label, None, self.features, self.drop, "the table"))
+        features = tuple(choose_features(_names(self), self.label, None, self.features, self.drop, "the table"))
         columns = [*features, self.label]
         pieces, told = (_dask_pieces if is_dask(self.frame) else _ray_pieces)(self, columns)
         kept = [k for k, one in enumerate(told) if one.rows]
@@ -220,7 +228,7 @@ def from_partitions(
     """
     options: dict[str, Any] = {"label": label, "positive": positive, "above": above, "labels": labels}
     if is_dask(table) or is_ray(table):
-        return Partitions(frame=table, features=tuple(features), drop=tuple(drop), **options)
+        return Partitions(frame=table, features=listed_names("features", features), drop=listed_names("drop", drop), **options)
     if not is_spark(table):
         raise InputError(
             f"data: {type(table).__name__} is no table of Dask, Ray or Spark; use hansa.from_table for tables in memory"
@@ -278,6 +286,14 @@ def tell(table: Any, names: Sequence[str], label: str, narrow: str) -> Told:
         if narrow == "some" and kind_of_type(column.type) == "number":
             values = values.slice(0, MOST_CLASSES + 2)  # one of them may be missing
     return Told(len(arrow), dict(zip(arrow.schema.names, arrow.schema.types, strict=True)), values)
+
+
+def _names(source: Partitions) -> list[str]:
+    if is_dask(source.frame):
+        return [str(name) for name in source.frame.columns]
+    schema = source.frame.schema()
+    index = index_columns(schema.base_schema) if hasattr(schema.base_schema, "pandas_metadata") else ()
+    return without_index(schema.names, index, (source.label, *source.features, *source.drop))
 
 
 def _narrow(source: Partitions) -> str:

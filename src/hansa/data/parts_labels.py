@@ -45,7 +45,7 @@ class Meaning:
     above: float | None = None
 
     def read(self, column: Any, part: str) -> np.ndarray:
-        """The labels of a part: int64 or str classes, float64 targets. Raises InputError when one is missing."""
+        """The labels of a part: int64, bool or str classes, float64 targets. Raises InputError when one is missing."""
         missing = column.is_null(nan_is_null=True).to_numpy()
         if missing.any():
             raise InputError(
@@ -149,11 +149,8 @@ def _like(positive: Any, kind: Any, where: str) -> Any:
 
 
 def _values(column: Any) -> np.ndarray:
-    """A column without gaps as int64, float64 or str."""
-    what = kind_of_type(column.type)
-    if what == "flag":
-        return column.to_numpy(zero_copy_only=False).astype(np.int64) if _single(column) else column.to_numpy().astype(np.int64)
-    if what == "text":
+    """A column without gaps as int64, float64, bool or str."""
+    if kind_of_type(column.type) == "text":
         return np.array(column.to_pylist(), dtype=str)
     return column.to_numpy(zero_copy_only=False) if _single(column) else column.to_numpy()
 

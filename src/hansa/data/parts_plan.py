@@ -14,7 +14,7 @@ import numpy as np
 
 from hansa.core.errors import InputError, did_you_mean
 from hansa.data.files import FROM_FILE
-from hansa.data.parts_columns import WORDS, Kind, common_type, expression, is_whole, kind_of_type
+from hansa.data.parts_columns import WORDS, Kind, common_type, expression, is_whole, kind_of_type, without_index
 from hansa.data.parts_files import Content, batches, matching, statistics_allow, survey
 from hansa.data.parts_labels import Meaning, meaning_of
 from hansa.data.sources import Ids
@@ -171,16 +171,19 @@ def _ends(chunks: np.ndarray, rows: int | None) -> np.ndarray:
 def _columns(source: Parts, paths: Sequence[str], contents: Sequence[Content]) -> tuple[tuple[str, ...], dict[str, Any]]:
     """The features, and how every column that is needed is read."""
     first = contents[0].types
-    features = tuple(choose_features(list(first), source.label, None, source.features, source.drop, paths[0]))
+    named = (source.label, *source.features, *source.drop)
+    visible = [without_index(content.types, content.index, named) for content in contents]
+    features = tuple(choose_features(visible[0], source.label, None, source.features, source.drop, paths[0]))
     filtered = [one[0] for one in source.filters]
     for name in filtered:
         if name not in first:
             raise InputError(f"data.filters: {paths[0]} has no column {name!r}{did_you_mean(name, first)}")
     needed = list(dict.fromkeys([*features, *([] if source.label is None else [source.label]), *filtered]))
-    for path, content in zip(paths[1:], contents[1:], strict=True):
-        odd = sorted(set(needed) - set(content.types) if source.features else set(first) ^ set(content.types))
+    for path, content, columns in zip(paths[1:], contents[1:], visible[1:], strict=True):
+        different = set() if source.features else set(visible[0]) ^ set(columns)
+        odd = sorted(different | set(needed) - set(content.types))
         if odd:
-            has, lacks = (paths[0], path) if odd[0] in first else (path, paths[0])
+            has, lacks = (path, paths[0]) if odd[0] in columns and odd[0] not in visible[0] else (paths[0], path)
             raise InputError(f"data.path: {has} has a column {odd[0]!r} and {lacks} has not; give all files the same columns")
     types, untyped = {}, any(path.endswith((".csv", ".csv.gz")) for path in paths)
     for name in needed:

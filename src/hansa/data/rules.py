@@ -6,6 +6,7 @@ All of them look at facts alone (:mod:`hansa.data.facts`), and so work the same 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any, Literal, TypeAlias
 
 from hansa.core.errors import InputError
@@ -57,15 +58,18 @@ def usable_values(facts: Facts, prepared: bool) -> None:
     """No infinite values; no text and no gaps where no preparation takes care of them."""
     for client, own in facts.items():
         for name, column in own["columns"].items():
+            array, rows = own["layout"] == "array", sum(own["rows"].values())
+            what = "the array of features" if array else f"column {name!r}"
             if column.get("infinite"):
                 raise InputError(
-                    f"client {client}: column {name!r} holds {column['infinite']:,} infinite values; "
+                    f"client {client}: {what} holds {column['infinite']:,} infinite values; "
                     "replace them by numbers, or leave their cells empty"
                 )
             if column.get("identifier"):
                 raise InputError(
                     f"client {client}: column {name!r} holds {column['distinct']:,} different texts in {own['rows']['train']:,} "
-                    f"training rows: it names rows and does not describe them; leave it out, for files with data.drop = [{name!r}]"
+                    f"training rows: it names rows and does not describe them; leave it out, for files with data.drop = [{name!r}], or "
+                    "write only numbers into it if it is one of numbers"
                 )
             if prepared:
                 continue
@@ -73,8 +77,9 @@ def usable_values(facts: Facts, prepared: bool) -> None:
                 values = ", ".join(repr(value) for value in list(column["values"])[:3]) or "nothing"
                 raise InputError(f"client {client}: column {name!r} holds text ({values}) and models need numbers; {PREPARE}")
             if column["missing"]:
+                cells = rows * prod(column["shape"]) if array else rows
                 raise InputError(
-                    f"client {client}: column {name!r} is empty in {column['missing']:,} of {sum(own['rows'].values()):,} rows; {PREPARE}"
+                    f"client {client}: {what} is empty in {column['missing']:,} of {cells:,} {'places' if array else 'rows'}; {PREPARE}"
                 )
 
 
@@ -83,7 +88,7 @@ def no_constants(facts: Facts) -> None:
     first = next(iter(facts.values()))
     if first["layout"] == "array":
         return
-    rows = sum(own["rows"]["train"] for own in facts.values())
+    found: dict[str, str] = {}
     for name, reference in first["columns"].items():
         columns = [own["columns"][name] for own in facts.values()]
         if reference["kind"] == "number":
@@ -93,11 +98,14 @@ def no_constants(facts: Facts) -> None:
             if values and any(column["missing"] for column in columns):
                 continue  # a value that is there or missing does tell rows apart
         if len(values) <= 1:
-            what = f"is {values.pop()!r} in all" if values else "is empty in all"
-            raise InputError(
-                f"column {name!r}: {what} {rows:,} training rows of all clients, so nothing can be learnt from it; "
-                f"leave it out, for files with data.drop = [{name!r}]"
-            )
+            found[name] = f"{values.pop()!r}" if values else "empty"
+    if found:
+        rows, names = sum(own["rows"]["train"] for own in facts.values()), ", ".join(map(repr, found))
+        (which, it) = (f"column {names}: is", "it") if len(found) == 1 else (f"columns {names}: are", "them")
+        raise InputError(
+            f"{which} {', '.join(found.values())} in all {rows:,} training rows of all clients, so nothing can be learnt from {it}; "
+            f"leave {it} out, for files with data.drop = [{names}]"
+        )
 
 
 def labels(
@@ -116,8 +124,8 @@ def labels(
         )
     if task == "classification" and wants_numbers:
         raise InputError(
-            "the learner does not fit the task: it predicts numbers, and the data has classes; choose a classification learner, or set "
-            'data.task = "regression"'
+            "the learner does not fit the task: it predicts numbers, and the data has classes; choose a classification learner"
+            + ("" if _text(facts) else ', or set data.task = "regression"')
         )
     for client, own in facts.items():
         if own["labels"] is None and (wants_classes or wants_numbers):
@@ -128,6 +136,15 @@ def labels(
         _targets(facts, needs)
         return None
     return _classes(facts, needs, single_class, known)
+
+
+def _text(facts: Facts) -> bool:
+    """Whether labels are text, which no regression can predict."""
+    return any(own["labels"] is not None and own["labels"]["dtype"] == "str" for own in facts.values())
+
+
+def _no_flag(label: Any) -> Any:
+    return int(label) if isinstance(label, bool) else label
 
 
 def _targets(facts: Facts, needs: frozenset[str]) -> None:
@@ -157,7 +174,10 @@ def _classes(facts: Facts, needs: frozenset[str], single_class: Policy, known: t
         raise InputError(
             f"labels are numbers at client {kinds['numbers']} and text at client {kinds['text']}; write them the same way at all clients"
         )
-    trained = {label for own in facts.values() for label, _ in own["labels"]["counts"]["train"]} | set(known)
+    # True is equal to 1, also in a set: classes are true and false where all clients' labels are, and numbers where one has numbers.
+    as_class = bool if all(own["labels"]["dtype"] == "bool" for own in facts.values()) else _no_flag
+    trained = {as_class(label) for own in facts.values() for label, _ in own["labels"]["counts"]["train"]}
+    trained |= {as_class(label) for label in known}
     for client, own in facts.items():
         for split, counts in own["labels"]["counts"].items():
             unknown = [label for label, _ in counts if label not in trained]

@@ -22,7 +22,7 @@ class Rows:
 
     x:       a NumPy array (rows, ...), :class:`~hansa.core.pixels.Pixels`, or a data frame whose columns are float64 (NaN where
              missing) or objects (str, NaN where missing).
-    y:       (rows,) int64 or str for classification, float64 for regression; None without labels.
+    y:       (rows,) int64, bool or str for classification, float64 for regression; None without labels.
     client:  (rows,) str, whose each row is; None where the source does not say.
     test:    a central test set, where the data set comes with one.
     """

@@ -1,8 +1,8 @@
 """From whatever a table holds to what the rest of Hansa can rely on.
 
 Columns are numbers (float64, NaN where missing; true and false are 1 and 0) or categories (objects: str, NaN where missing); labels
-are int64 or str classes or float64 targets; client ids are str. The rules look at the whole table, so that all clients of a source get
-equal dtypes.
+are int64, bool or str classes or float64 targets; client ids are str. The rules look at the whole table, so that all clients of a source
+get equal dtypes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,12 @@ MOST_CLASSES = 20
 """Whole-number labels with more distinct values than this are taken for targets of a regression."""
 
 Kind = Literal["number", "category"]
+
+TIMES = ("date", "datetime", "datetime64", "period", "time", "timedelta", "timedelta64")
+"""What pandas calls values that are dates, times of the day or spans of time."""
+
+STRAY = 0.1
+"""A column of texts that all differ, of which fewer than this share are no numbers, was meant to hold numbers."""
 
 
 def kind_of(column: pd.Series) -> Kind | None:
@@ -68,11 +74,59 @@ def plain_frame(frame: pd.DataFrame) -> pd.DataFrame:
     """Every column made plain, names as str, rows numbered from zero."""
     import pandas as pd
 
+    made = {}
+    for k, name in enumerate(column_names(frame)):
+        column = frame.iloc[:, k].reset_index(drop=True)
+        _refuse_times(column, name)
+        made[name] = plain_column(column)
+        _refuse_strays(made[name], name)
+    return pd.DataFrame(made)
+
+
+def column_names(frame: pd.DataFrame) -> list[str]:
+    """The names of a data frame's columns as str. Raises InputError when two columns have the same."""
     names = [str(name) for name in frame.columns]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(f"data: column {twice[0]!r} occurs {names.count(twice[0])} times; give every column its own name")
-    return pd.DataFrame({name: plain_column(frame.iloc[:, k].reset_index(drop=True)) for k, name in enumerate(names)})
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"data: column {twice!r} occurs {names.count(twice)} times; give every column its own name")
+    return names
+
+
+def _refuse_times(column: pd.Series, name: str) -> None:
+    import pandas as pd
+
+    held = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
+    if pd.api.types.infer_dtype(held, skipna=True) in TIMES:
+        raise InputError(
+            f"data: column {name!r} holds dates or times, and models need numbers or categories; leave it out, for files with "
+            f"data.drop = [{name!r}], and store what matters of it (the hour, the weekday) as columns of numbers or text"
+        )
+
+
+def _refuse_strays(column: pd.Series, name: str) -> None:
+    # Such a column would be taken for one of names. Texts with a digit in them may well be that: numbers of patients with a letter.
+    import pandas as pd
+
+    texts = column.dropna() if column.dtype == object else column[:0]
+    glance = pd.to_numeric(texts[:: 1 + len(texts) // 100], errors="coerce")
+    if 2 * int(glance.isna().sum()) >= len(glance):
+        return
+    distinct = pd.unique(texts)
+    if len(distinct) <= MOST_CLASSES or 2 * len(distinct) <= len(texts):
+        return
+    odd = texts[pd.to_numeric(texts, errors="coerce").isna()]
+    if 0 < len(odd) < STRAY * len(texts) and not odd.str.contains(r"\d").any():
+        raise InputError(
+            f"data: column {name!r} holds numbers, and text such as {odd.iloc[0]!r} in {len(odd):,} of {len(column):,} rows; "
+            "write numbers there or leave these cells empty, so that the column is one of numbers"
+        )
+
+
+def listed_names(option: str, given: Iterable[Any]) -> tuple[str, ...]:
+    """The names of columns in an option that takes a list of them. Raises InputError for a single text, which is none."""
+    if isinstance(given, str):
+        raise InputError(f"data.{option} = {given!r}: is one text, and a list of columns is needed; write {option} = [{given!r}]")
+    return tuple(str(name) for name in given)
 
 
 def choose_features(
@@ -82,7 +136,7 @@ def choose_features(
 
     Raises InputError for a name that is not in the table, and when nothing is left.
     """
-    features, drop = list(features), list(drop)
+    features, drop = list(listed_names("features", features)), list(listed_names("drop", drop))
     wanted = [*(("features", name) for name in features), *(("drop", name) for name in drop)]
     if label is not None:
         wanted.insert(0, ("label", label))
@@ -114,7 +168,7 @@ def client_ids(values: Any, where: str) -> np.ndarray:
 
 
 def labels_of(values: Any, task: Task | None, positive: Any, where: str) -> tuple[np.ndarray, Task]:
-    """Labels as int64 or str classes, or float64 targets, with the task that they make.
+    """Labels as int64, bool or str classes, or float64 targets, with the task that they make.
 
     Without ``task``, labels are classes when they are text, true or false, or whole numbers with at most :data:`MOST_CLASSES`
     distinct values. ``positive`` makes its rows 1 and all others 0.
@@ -128,7 +182,7 @@ def labels_of(values: Any, task: Task | None, positive: Any, where: str) -> tupl
         return _ones(y, positive, where), "classification"
     if task is None:
         few = y.dtype.kind == "i" and len(np.unique(y)) <= MOST_CLASSES
-        task = "classification" if few or y.dtype.kind == "U" else "regression"
+        task = "classification" if few or y.dtype.kind in "bU" else "regression"
     if task == "regression":
         if y.dtype.kind == "U":
             raise InputError(
@@ -144,13 +198,13 @@ def labels_of(values: Any, task: Task | None, positive: Any, where: str) -> tupl
 
 
 def _plain_labels(values: Any, where: str) -> np.ndarray:
-    # int64, float64 or str; NaN in an array of floats stays, for the check of the clients to name whose it is.
+    # bool, int64, float64 or str; NaN in an array of floats stays, for the check of the clients to name whose it is.
     array = np.asarray(values)
     if array.ndim != 1:
         raise InputError(f"{where} has shape {array.shape}, but one label a row is needed: shape (rows,)")
     if array.dtype.kind not in "biufU":
         array = _from_objects(values, where)
-    if array.dtype.kind in "biu":
+    if array.dtype.kind in "iu":
         return array.astype(np.int64)
     return array.astype(np.float64) if array.dtype.kind == "f" else array
 
@@ -163,19 +217,30 @@ def _from_objects(values: Any, where: str) -> np.ndarray:
         column = column.astype(column.cat.categories.dtype)
     column = column.infer_objects()
     refuse_gaps(column, where, "every row needs a label")
-    if pd.api.types.is_bool_dtype(column.dtype) or pd.api.types.is_integer_dtype(column.dtype):
+    if pd.api.types.is_bool_dtype(column.dtype):
+        return column.to_numpy(dtype=bool)
+    if pd.api.types.is_integer_dtype(column.dtype):
         return column.to_numpy(dtype=np.int64)
     if pd.api.types.is_float_dtype(column.dtype):
         return column.to_numpy(dtype=np.float64)
+    if all(
+        isinstance(value, bool | int | np.bool_ | np.integer) for value in column
+    ):  # true and false in one place, 1 and 0 in another
+        return column.to_numpy().astype(np.int64)
     if not pd.api.types.is_object_dtype(column.dtype) and not pd.api.types.is_string_dtype(column.dtype):
         raise InputError(f"{where} holds values of type {column.dtype}; labels are text, whole numbers, or targets of a regression")
     return np.array([value.decode() if isinstance(value, bytes) else str(value) for value in column], dtype=str)
 
 
+def refuse_stray_meaning(positive: Any, task: Task | None) -> None:
+    """Raise InputError for options that say what labels mean, where no column holds any."""
+    option = "positive" if positive is not None else "task" if task not in (None, "unlabelled") else None
+    if option is not None:
+        raise InputError(f"data.{option}: says what labels mean, and data.label names none; name their column, or leave it out")
+
+
 def _ones(y: np.ndarray, positive: Any, where: str) -> np.ndarray:
     found = np.unique(y)
-    if isinstance(positive, bool) and y.dtype.kind != "U":
-        positive = int(positive)
     match = [value for value in found.tolist() if value == positive or str(value) == str(positive)]
     if not match:
         raise InputError(f"data.positive: {where} never is {positive!r}{did_you_mean(str(positive), [str(v) for v in found[:20]])}")
