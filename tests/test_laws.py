@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.cluster import KMeans
 from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_breast_cancer
+from sklearn.decomposition import PCA
+from sklearn.ensemble import BaggingClassifier, BaggingRegressor, RandomForestClassifier, RandomForestRegressor
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression, SGDClassifier
+from sklearn.linear_model import LogisticRegression, Ridge, SGDClassifier
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
@@ -178,3 +182,83 @@ def test_a_round_with_every_client_does_not_depend_on_how_they_are_weighted_when
     equal = quick(replace(job, rounds=replace(job.rounds, weighting="equal")), tmp_path).params
     for name in by_rows:
         np.testing.assert_allclose(by_rows[name], equal[name], rtol=1e-12)
+
+
+def module() -> Any:
+    from torch import nn
+
+    return nn.Sequential(nn.Linear(30, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def function() -> Any:
+    return hansa.JaxLearner(model="hansa.learners.jax_models:perceptron", options={"widths": [4, 2]})
+
+
+SMALL: dict[str, tuple[Any, Any]] = {
+    "linear, fedavg": (lambda: LogisticRegression(), hansa.FedAvg()),
+    "linear, fedprox": (lambda: SGDClassifier(), hansa.FedProx()),
+    "linear, scaffold": (lambda: LogisticRegression(), hansa.Scaffold()),
+    "linear, gradient_descent": (lambda: LogisticRegression(), hansa.GradientDescent()),
+    "linear, lbfgs": (lambda: LogisticRegression(), hansa.LBFGS()),
+    "numbers, newton": (lambda: Ridge(), hansa.Newton()),
+    "mlp": (lambda: hansa.MLP(hidden=(4,)), hansa.FedAvg()),
+    "numbers, mlp": (lambda: hansa.MLP(hidden=(4,), task="regression"), hansa.FedAvg(local=hansa.Local(learning_rate=0.001))),
+    "torch": (module, hansa.FedAvg()),
+    "jax": (function, hansa.FedAvg()),
+    "forest": (lambda: RandomForestClassifier(n_estimators=4), hansa.Forest()),
+    "numbers, forest": (lambda: RandomForestRegressor(n_estimators=4), hansa.Forest()),
+    "one against the rest": (lambda: OneVsRestClassifier(LogisticRegression()), hansa.Newton()),
+    "bagging": (lambda: BaggingClassifier(LogisticRegression(), n_estimators=2), hansa.Newton()),
+    "numbers, bagging": (lambda: BaggingRegressor(Ridge(), n_estimators=2), hansa.Newton()),
+    "kmeans": (lambda: KMeans(2), hansa.Lloyd()),
+    "pca": (lambda: PCA(2), hansa.PrincipalComponents()),
+}
+
+
+@pytest.mark.parametrize("which", SMALL)
+def test_a_client_whose_held_out_part_has_no_rows_changes_nothing_in_the_metrics(which: str, tmp_path: Path) -> None:
+    """The metrics of a split are sums over its rows, whoever has none of them; where nobody has any, nothing is known."""
+    learner, algorithm = SMALL[which]
+    x, y = arrays()
+    y = np.arange(len(x)) % 3 if which == "one against the rest" else x[:, 0] if which.startswith("numbers") else y
+    owner = np.repeat(["large", "small", "middle"], [60, 2, 30])
+    order = np.random.default_rng(1).permutation(len(x))[:92]  # both rows of the small client are for training
+    job = hansa.Job(
+        data=hansa.from_arrays(x[order], y[order], clients=owner, task="regression" if which.startswith("numbers") else None),
+        learner=learner(),
+        algorithm=algorithm,
+        rounds=hansa.Rounds(count=2),
+        seed=3,
+    )
+    run = quick(job, tmp_path)
+    rows = {"large": 12, "middle": 6}
+    own = run.by_client
+    for name in own["large"]:
+        assert np.isnan(own["small"][name])
+        if name not in ("auc", "explained_variance"):  # their counts are no rows
+            mean = sum(own[client][name] * count for client, count in rows.items()) / 18
+            assert run.metrics[f"test/{name}"] == pytest.approx(mean, rel=1e-12)
+    only = quick(replace(job, split=hansa.Split(test=0.008)), tmp_path)
+    assert all(np.isnan(value) for name, value in only.metrics.items() if name.startswith("test/"))
+    assert {name for name in only.metrics if name.startswith("test/")} == {f"test/{name}" for name in own["large"]}
+
+
+def test_clients_that_are_smaller_than_their_folds_are_judged_on_what_they_have(tmp_path: Path) -> None:
+    x, _ = arrays()
+    job = hansa.Job(
+        data=hansa.from_arrays(x[:60], x[:60, 0], clients=np.repeat(["large", "small", "single"], [56, 3, 1]), task="regression"),
+        learner={"name": "sklearn", "estimator": "Ridge"},
+        algorithm=hansa.Newton(),
+        split=hansa.Split(test=0.0),
+        rounds=hansa.Rounds(count=1),
+    )
+    found = hansa.search(job, {"learner.options.alpha": [1.0]}, folds=5, quiet=True, directory=tmp_path)
+    assert np.isfinite(found.table[0].scores).all()
+
+
+def test_a_best_model_cannot_be_chosen_where_nobody_has_validation_rows(tmp_path: Path) -> None:
+    job = shared(
+        hansa.FedAvg(), partition=hansa.IID(clients=190), split=hansa.Split(validation=0.1), evaluation=hansa.Evaluation(best=True)
+    )
+    with pytest.raises(hansa.InputError, match=r"no client has validation rows .* \(raise split.validation = 0.1"):
+        quick(job, tmp_path)

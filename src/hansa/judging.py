@@ -72,10 +72,15 @@ def refuse_unknown_metric(job: Job, learner: Learner) -> None:
 
 
 def watched(job: Job, state: State, record: dict[str, Any]) -> State:
-    """Remember the best model, count the evaluations since."""
+    """Remember the best model, count the evaluations since. InputError where nobody's validation rows have told anything yet."""
     if not (job.evaluation.best or job.evaluation.patience):
         return state
     value, best = record[f"validation/{job.evaluation.watch}"], state["best"]
+    if best is None and np.isnan(value):
+        raise InputError(
+            f"evaluation.watch = {job.evaluation.watch!r}: no client has validation rows on which it can be measured (raise "
+            f"split.validation = {job.split.validation:g}, or leave evaluation.best and evaluation.patience out)"
+        )
     sign = 1.0 if job.evaluation.watch in metric.HIGHER_IS_BETTER else -1.0
     if best is None or sign * (value - best["value"]) > job.evaluation.least:
         kept = {"round": state["round"], "value": value, "params": state["algorithm"]["params"] if job.evaluation.best else {}}
@@ -91,17 +96,20 @@ def chosen_params(job: Job, state: State) -> Params:
 
 
 def exported(setting: Setting, preparation: Any, params: Params) -> Any:
-    """The fitted model, with the fitted preparation before it where there is one: ordinary objects of their own libraries."""
+    """The fitted model, with the fitted preparation before it where there is one: ordinary objects of their own libraries.
+
+    Behind a preparation a model of another library than scikit-learn's is a :class:`hansa.learners.step.Step`, which holds it.
+    """
     _, learner = setting.bound(preparation)
-    model = learner.export(params)
     if setting.fit is None:
-        return model
+        return learner.export(params)
+    model = learner.step(params) if hasattr(learner, "step") else learner.export(params)
     from sklearn.pipeline import Pipeline, make_pipeline
 
     fitted = setting.arrangement.fitted(setting.transformer, preparation)
     steps = list(fitted.steps) if isinstance(fitted, Pipeline) else make_pipeline(fitted).steps
     _, name = model_apart(setting.job.preparation)
-    name = name or make_pipeline(model).steps[0][0]
+    name = name or make_pipeline(getattr(model, "module", model)).steps[0][0]
     while name in dict(steps):
         name += "_"
     return Pipeline([*steps, (name, model)])

@@ -430,6 +430,19 @@ def test_a_script_whose_worker_is_killed_and_that_forgets_to_stop_says_nothing_o
     assert code == 0 and errors == "" and "rest 4" in output and (tmp_path / "once").exists()
 
 
+def test_ctrl_c_is_for_the_driver_alone_to_answer(tmp_path: Path) -> None:
+    tail = """
+    if __name__ == "__main__":
+        engine = main()
+        for pid in engine._cluster.client.run(os.getpid).values():
+            os.kill(pid, signal.SIGINT)
+        print("rest", len(dict(engine.map(Call(), blocks_of(range(4), 1)))))
+        engine.stop()
+    """
+    code, output, errors = run_script(tmp_path, tail)
+    assert code == 0 and errors == "" and "rest 4" in output
+
+
 def test_workers_end_when_their_driver_is_killed(tmp_path: Path) -> None:
     code, output, _ = run_script(tmp_path, "\nif __name__ == '__main__':\n    main()\n    os.kill(os.getpid(), signal.SIGKILL)\n")
     assert code == -signal.SIGKILL and "workers" in output

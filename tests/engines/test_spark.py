@@ -267,9 +267,9 @@ def alone(monkeypatch: Any) -> None:
 @pytest.mark.usefixtures("alone")
 def test_nobody_at_the_address_is_said_at_once() -> None:
     port = free_port()
-    with pytest.raises(RunFailed, match=rf"no Spark master answers at spark://127.0.0.1:{port} \(.*refused"):
+    with pytest.raises(InputError, match=rf"no Spark master answers at spark://127.0.0.1:{port} \(.*refused"):
         start(Spark(address=f"spark://127.0.0.1:{port}"))
-    with pytest.raises(RunFailed, match=rf"no Spark Connect server answers at sc://127.0.0.1:{port} \(.*refused"):
+    with pytest.raises(InputError, match=rf"no Spark Connect server answers at sc://127.0.0.1:{port} \(.*refused"):
         start(Spark(address=f"sc://127.0.0.1:{port}"))
 
 

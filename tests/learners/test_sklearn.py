@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.cluster import KMeans
+from sklearn.ensemble import BaggingClassifier, RandomForestClassifier
 from sklearn.linear_model import ElasticNet, Lasso, LogisticRegression, Ridge, SGDClassifier, SGDRegressor
 from sklearn.metrics import roc_auc_score
-from sklearn.svm import LinearSVC
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC, LinearSVC
+from sklearn.tree import DecisionTreeClassifier
 
+import hansa
 from hansa.core.contracts import Schema
 from hansa.core.errors import InputError
 from hansa.learners.linear import encode
@@ -77,6 +87,65 @@ REFUSED = {
 def test_options_that_a_sum_cannot_honour_are_refused(option: str) -> None:
     with pytest.raises(InputError, match=option):
         Sklearn(estimator=REFUSED[option]).unfitted  # noqa: B018  # the property does the check
+
+
+VALUES: list[tuple[Any, str]] = [
+    (
+        LogisticRegression(C=-1),
+        r"learner LogisticRegression: C = -1 is a value that scikit-learn refuses \(write a float in the range",
+    ),
+    (LogisticRegression(C=0), "C = 0"),
+    (LogisticRegression(C="a"), "C = 'a'"),
+    (LogisticRegression(solver="foo"), "solver = 'foo'"),
+    ({"name": "sklearn", "estimator": "LogisticRegression", "options": {"penalty": "foo"}}, "penalty = 'foo'"),
+    (Ridge(alpha=-1), "alpha = -1"),
+    (Ridge(alpha="a"), "alpha = 'a'"),
+    (make_pipeline(StandardScaler(), Ridge(alpha="a")), "alpha = 'a'"),
+    (RandomForestClassifier(n_estimators=-1), "n_estimators = -1"),
+    (RandomForestClassifier(criterion="foo"), "criterion = 'foo'"),
+    (OneVsRestClassifier(LogisticRegression(C=-1)), "C = -1"),
+    (BaggingClassifier(LogisticRegression(), n_estimators=0), "n_estimators = 0"),
+    (KMeans(0), "n_clusters = 0"),
+]
+
+
+def job(given: Any, algorithm: Any) -> hansa.Job:
+    return hansa.Job(data=hansa.BuiltIn("iris"), partition=hansa.IID(clients=3), learner=given, algorithm=algorithm)
+
+
+@pytest.mark.parametrize(("given", "said"), VALUES)
+def test_values_that_scikit_learn_refuses_are_refused_with_the_job(given: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        job(given, hansa.Newton())
+
+
+OTHERS: list[tuple[Any, str]] = [
+    ("RandomForestClassifier", "learner.name = 'forest'"),
+    ("KMeans", "learner.name = 'kmeans'"),
+    ("LogisticRegresion", "did you mean 'LogisticRegression'"),
+    ("KNeighborsClassifier", "Hansa trains LogisticRegression, .*, perceptrons, and modules"),
+    (MLPClassifier(), r"nearest to it is hansa.MLP\(\)"),
+    (MLPRegressor(), r"nearest to it is hansa.MLP\(task='regression'\)"),
+    (DecisionTreeClassifier(), r"nearest to it is RandomForestClassifier\(\)"),
+    (SVC(), r"nearest to it is LinearSVC\(\)"),
+    (GaussianNB(), "Hansa trains LogisticRegression, .*, perceptrons, and modules"),
+    (LogisticRegression, "LogisticRegression is a class, not an object of it"),
+    (make_pipeline(StandardScaler(), LogisticRegression), "LogisticRegression is a class, not an object of it"),
+    (RandomForestClassifier(), r"write algorithm.name = 'forest'; in Python hansa.Forest\(\)"),
+    (SGDClassifier(), r"write algorithm.name = 'lbfgs' or 'fedavg'"),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), OTHERS)
+def test_for_what_cannot_be_trained_so_it_is_said_what_can(given: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        job({"name": "sklearn", "estimator": given} if isinstance(given, str) else given, hansa.Newton())
+
+
+def test_a_regression_of_text_is_not_suggested(tmp_path: Path) -> None:
+    data = hansa.from_arrays(np.arange(24.0).reshape(12, 2), np.resize(["a", "b"], 12), clients=np.repeat(["k", "l"], 6))
+    with pytest.raises(InputError, match=r"choose a classification learner$"):
+        hansa.run(hansa.Job(data=data, learner=Ridge(), algorithm=hansa.Newton()), directory=tmp_path, quiet=True)
 
 
 def test_the_estimator_given_is_not_touched() -> None:

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import platform
 import re
+import signal
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -121,12 +122,18 @@ def _started(workers: int, opened: ExitStack) -> Any:
             dashboard_address="127.0.0.1:0",  # a scheduler serves HTTP also without a dashboard; on a port that is free
             memory_limit=0,
             silence_logs=logging.CRITICAL,
+            preload=[__name__],
             scheduler_kwargs={"allowed_failures": 1, "dashboard": False},
         )
     except Exception as error:
         raise RunFailed(f"engine dask: a cluster cannot be started here ({type(error).__name__}: {error}); {GUARD}") from error
     opened.callback(cluster.close, timeout=TIMEOUT)
     return cluster
+
+
+def dask_setup(worker: Any) -> None:
+    """What each worker process that is started here does first, as a module that it preloads."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
 
 
 def _joined(address: str, opened: ExitStack) -> Any:

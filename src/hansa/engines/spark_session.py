@@ -118,7 +118,7 @@ class Cluster:
 def open_spark(address: str, workers: int) -> Cluster:
     """The Spark at an address, or where none is given the one of this process, or else a new one on this machine.
 
-    Raises InputError for an address that cannot work and for what is not installed, RunFailed where nobody answers.
+    Raises InputError for an address where nobody answers and for what is not installed, RunFailed where Spark does not start.
     """
     try:
         with tolerant():
@@ -276,7 +276,7 @@ def tolerant() -> Iterator[None]:
 
 
 def _dial(address: str, what: str, places: list[str], port: int = 7077) -> None:
-    """RunFailed unless something listens at one of the places; Spark itself would try for minutes."""
+    """InputError unless something listens at one of the places; Spark itself would try for minutes."""
     why: OSError | ValueError | None = None
     for place in places:
         host, _, given = place.rpartition(":") if ":" in place else (place, "", str(port))
@@ -285,7 +285,7 @@ def _dial(address: str, what: str, places: list[str], port: int = 7077) -> None:
             return
         except (OSError, ValueError) as error:
             why = error
-    raise RunFailed(f"engine spark: no {what} answers at {address} ({why}); see that it runs, and the port")
+    raise InputError(f"engine spark: no {what} answers at {address} ({why}); see that it runs, and the port")
 
 
 def said(error: BaseException) -> str:

@@ -172,13 +172,20 @@ class BoundBagging(Beside):
     def evaluate(self, params: Params, block: LoadedBlock) -> Metrics:
         """loss, the mean of the members'; what the vote comes to: accuracy and, for two classes, auc; for numbers mse and mae."""
         several = [self.one.evaluate(under(params, of), block) for of in self.problems]
-        vote = self._fitted(params)
         x, ends = np.concatenate([np.asarray(table.x) for table in block.tables]), np.cumsum(block.rows)
-        said = vote.predict(x) if self.schema.classes is None else vote.predict_proba(x)
-        score = _score(vote, x, said)
+        said, score = self._voted(params, x)
         rows = [slice(int(end - count), int(end)) for end, count in zip(ends, block.rows, strict=True)]
         own = [self._measure(said[own], score[own], table.y) for own, table in zip(rows, block.tables, strict=True)]
         return self.together(several) | stack(own)
+
+    def _voted(self, params: Params, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Shares of the classes (rows, classes), or numbers (rows,); and of two classes how sure the vote is of the second."""
+        if not len(x):  # scikit-learn predicts for one row at least
+            empty = np.zeros(0 if self.schema.classes is None else (0, len(self.schema.classes)))
+            return empty, empty
+        vote = self._fitted(params)
+        said = vote.predict(x) if self.schema.classes is None else vote.predict_proba(x)
+        return said, _score(vote, x, said)
 
     def _measure(self, said: np.ndarray, score: np.ndarray, y: np.ndarray) -> dict[str, tuple[float, float]]:
         if self.schema.classes is None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hansa.learners.given import changed, refused
+from hansa.core.errors import InputError
+from hansa.learners.given import changed, refuse_values, refused
 
 _OF_KMEANS = {
     "init": ("is of the algorithm", "leave it out, or write algorithm.centers"),
@@ -30,8 +31,15 @@ _OF_PCA = {
 
 
 def learner_of(estimator: Any) -> Any:
-    """The learner that trains it. What it cannot train is said when its options are first asked for."""
+    """The learner that trains it. What it cannot train is said when its options are first asked for.
+
+    Raises InputError for a class in the place of an object.
+    """
+    if isinstance(estimator, type):
+        raise InputError(f"learner: {estimator.__name__} is a class, not an object of it (write {estimator.__name__}(...))")
     kind = type(estimator).__name__
+    if kind in ("OneVsRestClassifier", "BaggingClassifier", "BaggingRegressor", "KMeans", "PCA"):
+        refuse_values(estimator)
     if kind == "OneVsRestClassifier":
         from hansa.learners.one_vs_rest import OneVsRest
 

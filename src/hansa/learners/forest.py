@@ -17,10 +17,11 @@ from hansa.core.metrics import Metrics, stack
 from hansa.core.params import Kinds, Params
 from hansa.core.randomness import combine, derive
 from hansa.learners import measures
-from hansa.learners.given import named, plain, refused, unfitted
+from hansa.learners.given import LEARNERS, named, plain, refuse_values, refused, unfitted
 from hansa.learners.labels import encode
+from hansa.learners.rows import flat
 
-FORESTS = ("RandomForestClassifier", "ExtraTreesClassifier", "RandomForestRegressor", "ExtraTreesRegressor")
+FORESTS = LEARNERS["forest"]
 
 _NODES = {
     "left": "left_child", "right": "right_child", "feature": "feature", "threshold": "threshold", "impurity": "impurity",
@@ -47,10 +48,12 @@ class Forests:
 
     @cached_property
     def unfitted(self) -> Any:
-        """The forest object; InputError for one that is none of `FORESTS`, or for options that it does not have."""
+        """The forest object; InputError for one that is none of `FORESTS`, and for options that it cannot have."""
         from sklearn import ensemble
 
-        return unfitted(self.estimator, self.options, FORESTS, (ensemble,), "a forest that Hansa grows")
+        estimator = unfitted(self.estimator, self.options, FORESTS, (ensemble,), "a forest that Hansa grows")
+        refuse_values(estimator)
+        return estimator
 
     def plain(self) -> dict[str, Any]:
         """The options as a job file can hold them: a forest object as its name and the arguments that were changed."""
@@ -110,7 +113,7 @@ class BoundForest:
 
     def arrays(self, table: Table) -> Table:
         """x to float32 (rows, features), as scikit-learn's trees take it; y to class numbers (int64) or float64."""
-        x = np.asarray(table.x, dtype=np.float32).reshape(len(table), -1)
+        x = flat(np.asarray(table.x, dtype=np.float32))
         return Table(x) if table.y is None else Table(x, encode(table.y, self.schema.classes))
 
     def trees(self, block: LoadedBlock, counts: Sequence[int]) -> dict[str, list[np.ndarray]]:
@@ -174,10 +177,10 @@ class BoundForest:
 
     def _said(self, params: Params, x: np.ndarray) -> np.ndarray:
         """Shares of the classes (rows, classes), or numbers (rows,)."""
-        if not len(params["nodes"]):
+        if not len(params["nodes"]) or not len(x):  # scikit-learn predicts for one row at least
             return np.full((len(x), self._classes), 1.0 / self._classes) if self._classes else np.zeros(len(x))
         forest = self._built(params).set_params(n_jobs=1)
-        x = np.asarray(x, dtype=np.float32).reshape(len(x), -1)
+        x = flat(np.asarray(x, dtype=np.float32))
         return np.asarray(forest.predict_proba(x) if self._classes else forest.predict(x))
 
     def predict(self, params: Params, x: np.ndarray) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
 
@@ -10,6 +12,47 @@ import numpy as np
 
 from hansa.core.contracts import Schema
 from hansa.core.errors import InputError, did_you_mean
+
+LEARNERS: dict[str, tuple[str, ...]] = {
+    "sklearn": (
+        "LogisticRegression", "SGDClassifier", "LinearSVC", "LinearRegression", "Ridge", "Lasso", "ElasticNet", "SGDRegressor",
+        "PoissonRegressor",
+    ),
+    "forest": ("RandomForestClassifier", "ExtraTreesClassifier", "RandomForestRegressor", "ExtraTreesRegressor"),
+    "kmeans": ("KMeans",),
+    "pca": ("PCA",),
+    "one_vs_rest": ("OneVsRestClassifier",),
+    "bagging": ("BaggingClassifier", "BaggingRegressor"),
+}  # fmt: skip
+"""Estimators that are trained as they are, by the name of their learner."""
+
+NEAREST = {
+    "MLPClassifier": "hansa.MLP()",
+    "MLPRegressor": "hansa.MLP(task='regression')",
+    "DecisionTreeClassifier": "RandomForestClassifier()",
+    "ExtraTreeClassifier": "ExtraTreesClassifier()",
+    "GradientBoostingClassifier": "RandomForestClassifier()",
+    "HistGradientBoostingClassifier": "RandomForestClassifier()",
+    "DecisionTreeRegressor": "RandomForestRegressor()",
+    "ExtraTreeRegressor": "ExtraTreesRegressor()",
+    "GradientBoostingRegressor": "RandomForestRegressor()",
+    "HistGradientBoostingRegressor": "RandomForestRegressor()",
+    "SVC": "LinearSVC()",
+    "NuSVC": "LinearSVC()",
+    "Perceptron": "SGDClassifier(loss='perceptron')",
+    "RidgeClassifier": "LogisticRegression()",
+    "LogisticRegressionCV": "LogisticRegression(), and hansa.search for C",
+    "SVR": "SGDRegressor(loss='epsilon_insensitive')",
+    "LinearSVR": "SGDRegressor(loss='epsilon_insensitive')",
+    "HuberRegressor": "SGDRegressor(loss='huber')",
+    "RidgeCV": "Ridge(), and hansa.search for alpha",
+    "LassoCV": "Lasso(), and hansa.search for alpha",
+    "ElasticNetCV": "ElasticNet(), and hansa.search for alpha",
+    "MiniBatchKMeans": "KMeans()",
+    "TruncatedSVD": "PCA()",
+    "IncrementalPCA": "PCA()",
+}
+"""What comes nearest to estimators that are not."""
 
 
 def kind_of(estimator: Any) -> str:
@@ -28,7 +71,7 @@ def unfitted(given: Any, options: Mapping[str, Any], known: Sequence[str], homes
 
     kind = kind_of(given)
     if kind not in known:
-        raise InputError(f"learner: {kind!r} is not {what}{did_you_mean(kind, known)}")
+        raise InputError(f"learner: {kind!r} is not {what} ({_instead_of(kind, known)})")
     if not isinstance(given, str):
         return clone(given)
     made = next(getattr(home, kind) for home in homes if hasattr(home, kind))
@@ -37,6 +80,33 @@ def unfitted(given: Any, options: Mapping[str, Any], known: Sequence[str], homes
         if option not in allowed:
             raise InputError(f"learner.options.{option}: {kind} has no such argument{did_you_mean(option, allowed)}")
     return made(**options)
+
+
+def _instead_of(kind: str, known: Sequence[str]) -> str:
+    """What to write in the place of an estimator that this learner does not train."""
+    for learner, kinds in LEARNERS.items():
+        if kind in kinds:
+            return f"write learner.name = {learner!r}; in Python the object itself, {kind}(...), as the job's learner"
+    if kind in NEAREST:
+        return f"nearest to it is {NEAREST[kind]}"
+    # Only what is almost the name: names of classifiers are all alike.
+    close = get_close_matches(kind, known, n=1, cutoff=0.85)
+    every = ", ".join(name for kinds in LEARNERS.values() for name in kinds)
+    return f"did you mean {close[0]!r}?" if close else f"Hansa trains {every}, perceptrons, and modules of PyTorch and JAX"
+
+
+def refuse_values(estimator: Any) -> None:
+    """InputError for the first argument whose value scikit-learn itself refuses when it fits."""
+    from sklearn.utils._param_validation import InvalidParameterError
+
+    try:
+        estimator._validate_params()
+    except InvalidParameterError as error:
+        kind, options = type(estimator).__name__, estimator.get_params(deep=False)
+        found = re.fullmatch(r"The '(\w+)' parameter of \w+ must be (.*)\. Got .* instead\.", str(error), re.DOTALL)
+        if found is None:
+            raise InputError(f"learner {kind}: {error}") from None
+        raise refused(kind, options, found[1], "is a value that scikit-learn refuses", f"write {found[2]}") from None
 
 
 def changed(estimator: Any) -> dict[str, Any]:

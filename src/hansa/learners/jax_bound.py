@@ -176,6 +176,19 @@ class BoundJax(Bound):
         """The model with these params, an ordinary function of JAX."""
         return Fitted(self.model.apply, self.model.nested({name: jnp.array(value) for name, value in params.items()}))
 
+    def step(self, params: Params) -> Any:
+        """:meth:`export` as the last step of a scikit-learn pipeline."""
+        from hansa.learners.step import step_of
+
+        return step_of(self.export(params), outputs_of, self.options.loss, self.schema.classes)
+
+
+def outputs_of(fitted: Fitted, x: np.ndarray) -> np.ndarray:
+    """What a trained model gives for prepared rows."""
+    rows = _narrow(x)
+    starts = range(0, max(len(rows), 1), ROWS_AT_ONCE)
+    return np.concatenate([np.asarray(fitted(rows[start : start + ROWS_AT_ONCE])) for start in starts])
+
 
 def bound(options: JaxLearner, schema: Schema) -> BoundJax:
     """The learner for these data; it has tried the model on an example, see :meth:`JaxLearner.bind`."""

@@ -30,6 +30,7 @@ from hansa.core.params import Kinds, Params
 from hansa.core.updates import Update, prefixed
 from hansa.learners import measures
 from hansa.learners.losses import Loss, loss_named
+from hansa.learners.rows import flat
 from hansa.learners.stacked import train_stacked
 
 STRIPE = 1 << 12
@@ -94,7 +95,7 @@ class LinearModel:
         """x to float64 (rows, features); y to class numbers (int64) or float64."""
         # What is computed on split columns needs more of a matrix than codes can do.
         coded = isinstance(table.x, Coded) and not self.schema.parts
-        x = table.x if coded else np.asarray(table.x, dtype=np.float64).reshape(len(table), -1)
+        x = table.x if coded else flat(np.asarray(table.x, dtype=np.float64))
         if table.y is None:
             return Table(x)
         return Table(x, encode(table.y, self.schema.classes))
@@ -290,7 +291,7 @@ class LinearModel:
 
     def predict(self, params: Params, x: np.ndarray) -> np.ndarray:
         """Labels for classification, numbers for regression, (rows,)."""
-        x = x if isinstance(x, Coded) else np.asarray(x, dtype=np.float64).reshape(len(x), -1)
+        x = x if isinstance(x, Coded) else flat(np.asarray(x, dtype=np.float64))
         scores = self._scores(params, x)
         if self.schema.classes is None:
             return self._mean(scores)

@@ -30,6 +30,7 @@ from hansa.learners import measures
 from hansa.learners.labels import encode
 from hansa.learners.mlp_network import Activation, Network, Task
 from hansa.learners.mlp_training import train
+from hansa.learners.rows import flat
 
 DRAWN = 1 << 22
 """Weights that are drawn at once, about: a large layer shall not take three times its memory."""
@@ -95,7 +96,7 @@ class BoundMLP:
 
     def arrays(self, table: Table) -> Table:
         """x to (rows, features); y to class numbers (int64) or numbers. InputError for an unknown label."""
-        x = as_array(table.x).astype(self.options.dtype, copy=False).reshape(len(table), -1)
+        x = flat(as_array(table.x).astype(self.options.dtype, copy=False))
         if table.y is None:
             return Table(x)
         y = encode(table.y, self.schema.classes)
@@ -178,7 +179,7 @@ class BoundMLP:
 
     def predict(self, params: Params, x: np.ndarray) -> np.ndarray:
         """Labels for classification, numbers for regression, (rows,)."""
-        x = np.asarray(x, dtype=self.options.dtype).reshape(len(x), -1)
+        x = flat(np.asarray(x, dtype=self.options.dtype))
         z = np.concatenate([self.network.forward(params, part)[-1] for part, _ in _slices(Table(x))])
         return z[:, 0] if self.schema.classes is None else np.asarray(self.schema.classes)[z.argmax(axis=1)]
 

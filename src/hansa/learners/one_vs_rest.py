@@ -113,6 +113,8 @@ class BoundOneVsRest(Beside):
 
     def _numbers(self, params: Params, x: np.ndarray) -> np.ndarray:
         """Of each row the number of the class that is surest of it."""
+        if not len(x):  # scikit-learn predicts for one row at least
+            return np.zeros(0, dtype=np.int64)
         sure = [_surety(self.one.export(under(params, of)), x) for of in self.problems]
         return np.argmax(sure, axis=0) if len(sure) > 1 else (sure[0] > _even(self.one.export(under(params, "1")))).astype(np.int64)
 

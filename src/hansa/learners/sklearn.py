@@ -11,7 +11,7 @@ import numpy as np
 
 from hansa.core.contracts import Schema
 from hansa.core.params import Params
-from hansa.learners.given import named, plain, refused, unfitted
+from hansa.learners.given import LEARNERS, named, plain, refuse_values, refused, unfitted
 from hansa.learners.linear import LinearModel, Objective
 
 MARGINS = ("hinge", "log_loss", "modified_huber", "squared_hinge", "perceptron")
@@ -22,10 +22,7 @@ SMOOTH = ("log_loss", "softmax", "squared_error", "poisson", "squared_hinge")
 IN_PARTS = ("log_loss", "softmax", "squared_error")
 """Losses whose second derivative is bounded, so that clients who hold columns can each step at the same time."""
 
-ESTIMATORS = (
-    "LogisticRegression", "SGDClassifier", "LinearSVC", "LinearRegression", "Ridge", "Lasso", "ElasticNet", "SGDRegressor",
-    "PoissonRegressor",
-)  # fmt: skip
+ESTIMATORS = LEARNERS["sklearn"]
 
 
 @dataclass(frozen=True)
@@ -46,10 +43,11 @@ class Sklearn:
 
     @cached_property
     def unfitted(self) -> Any:
-        """The estimator object; InputError for one that is not a linear model of `ESTIMATORS`, or with options outside of it."""
+        """The estimator object; InputError for one that is not a linear model of `ESTIMATORS`, and for options that it cannot have."""
         from sklearn import linear_model, svm
 
         estimator = unfitted(self.estimator, self.options, ESTIMATORS, (linear_model, svm), "a linear model that Hansa trains")
+        refuse_values(estimator)
         objective_of(estimator, rows=1, classes=(0, 1))
         return estimator
 

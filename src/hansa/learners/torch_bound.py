@@ -245,6 +245,26 @@ class BoundTorch(Bound):
         with scoped(self.model.device):
             return in_layout(copy.deepcopy(self.model.load(params)).cpu().eval(), torch.contiguous_format)
 
+    def step(self, params: Params) -> Any:
+        """:meth:`export` as the last step of a scikit-learn pipeline."""
+        from hansa.learners.step import step_of
+
+        return step_of(self.export(params), outputs_of, self.options.loss, self.schema.classes)
+
+
+def outputs_of(module: nn.Module, x: np.ndarray) -> np.ndarray:
+    """What a module gives for prepared rows, in evaluation mode, wherever its weights are."""
+    mode, model = module.training, Model(module, next((w.device for w in module.parameters()), torch.device("cpu")))
+    x = x.astype(np.int64 if x.dtype.kind in "iu" else model.floating, copy=False)
+    try:
+        with scoped(model.device), torch.no_grad():
+            module.eval()
+            # A copy lies aligned, wherever the rows lay: the bits must not depend on that.
+            starts = range(0, max(len(x), 1), ROWS_AT_ONCE)
+            return np.concatenate([array(module(model.rows(x[start : start + ROWS_AT_ONCE]).clone())) for start in starts])
+    finally:
+        module.train(mode)
+
 
 def bound(options: TorchLearner, schema: Schema) -> BoundTorch:
     """The learner for these data; it has tried the module on one example, see :meth:`TorchLearner.bind`."""

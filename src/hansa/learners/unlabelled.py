@@ -8,11 +8,12 @@ import numpy as np
 
 from hansa.core.blocks import Table
 from hansa.core.coded import Coded
+from hansa.learners.rows import flat
 
 
 def features_of(table: Table) -> Any:
     """The features as float64 (rows, features); codes stay codes."""
-    return table.x if isinstance(table.x, Coded) else np.asarray(table.x, dtype=np.float64).reshape(len(table), -1)
+    return table.x if isinstance(table.x, Coded) else flat(np.asarray(table.x, dtype=np.float64))
 
 
 def squared_norms(x: Any) -> np.ndarray:
