@@ -12,6 +12,7 @@ import hansa
 from hansa.core.errors import InputError, RunFailed
 from hansa.federated.admin import Admin
 from hansa.federated.client import Client
+from hansa.federated.folder import ServedFolder
 from hansa.federated.server import Server
 from hansa.federation.policy import Policy
 from tests.federation.parties import NAMES, job, joined, same_bits, served, simulated, threads, until
@@ -160,6 +161,21 @@ def test_a_server_that_was_stopped_goes_on(tmp_path: Path) -> None:
                     assert "goes on with the next start" in str(failed[0])
     assert same_bits(done.params, simulated(given, tmp_path))
     assert [record["round"] for record in done.history] == [1, 2, 3, 4, 5, 6]
+
+
+def test_who_interrupts_a_server_is_told_how_its_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    given = job(count=1)
+    monkeypatch.setattr(ServedFolder, "save_state", interrupted)
+    with (
+        Server(served(given), home=tmp_path / "server", listen="127.0.0.1:0", quiet=True) as server,
+        threads(joined(server, given, tmp_path)),
+        pytest.raises(KeyboardInterrupt) as told,
+    ):
+        server.train()
+    assert told.value.__notes__ == ["go on with: the same command, which starts the server again"]
 
 
 PORT = 28643

@@ -26,8 +26,9 @@ ASK = Ask(
     epsilon=2.0,
     columns=("age", "chol"),
     label="num",
-    metrics=("train/loss", "accuracy"),
+    metrics=("train/loss", "test/accuracy"),
     rows=50,
+    evaluations=7,
 )
 JUDGE = replace(ASK, kind="evaluate")
 
@@ -50,8 +51,12 @@ CASES: list[tuple[str, str, str, Ask]] = [
     ("secure_aggregation", "true", "false", ASK),
     ("max_epsilon", "1.9", "2", ASK),
     ("metrics", '["accuracy"]', '["accuracy", "train/loss", "auc"]', ASK),
+    ("metrics", '["train/loss", "train/accuracy"]', '["train/loss", "test/accuracy"]', ASK),
+    ("metrics", '["test/loss", "accuracy"]', '["loss", "accuracy"]', ASK),
     ("min_rows", "51", "50", ASK),
     ("evaluation", "false", "true", JUDGE),
+    ("max_evaluations", "6", "7", JUDGE),
+    ("max_evaluations", "0", "1", replace(JUDGE, evaluations=1)),
 ]
 
 
@@ -117,6 +122,7 @@ def test_a_policy_that_is_not_there_allows_nothing(tmp_path: Path) -> None:
 def test_what_is_not_known_yet_is_not_refused_and_what_never_will_be_is() -> None:
     begins = Ask("run-1", "heart", "describe")
     rules: dict[str, Any] = {"learners": ("a",), "algorithms": ("a",), "max_rounds": 9, "min_clients": 2, "max_epsilon": 1.0}
+    begins = replace(begins, evaluations=1)
     late: tuple[Any, ...] = ("prepare", "evaluate")
     for rule, value in rules.items():
         strict = Policy(**{rule: value})
@@ -140,6 +146,25 @@ def test_a_job_without_labels_epochs_or_metrics_breaks_no_rule_about_them() -> N
     strict = Policy(labels=("num",), max_epochs=1, metrics=("accuracy",))
     assert strict.refuse(replace(ASK, label=None, epochs=None, metrics=None)) is None
     assert strict.may_leave(["train/loss", "accuracy", "auc", "accuracy"]) == ("accuracy", "accuracy")
+
+
+def test_labels_without_a_name_are_none_that_are_allowed() -> None:
+    for names in ((), ("num",), ("",)):
+        refused = Policy(labels=names).refuse(replace(ASK, label=""))
+        assert refused is not None and refused.rule == "labels"
+    assert Policy().refuse(replace(ASK, label="")) is None
+
+
+def test_as_many_evaluations_as_the_rounds_need_unless_a_policy_says_how_many() -> None:
+    for strict, rule, most in (
+        (Policy(max_rounds=3), "max_rounds", 7),
+        (Policy(max_rounds=3, max_evaluations=20), "max_evaluations", 20),
+        (Policy(max_evaluations=0), "max_evaluations", 0),
+    ):
+        assert strict.refuse(replace(JUDGE, evaluations=most)) is None
+        refused = strict.refuse(replace(JUDGE, evaluations=most + 1))
+        assert refused is not None and refused.rule == rule
+    assert Policy().refuse(replace(JUDGE, evaluations=None)) is None
 
 
 def test_features_that_are_one_array_are_no_columns_that_are_allowed() -> None:
@@ -192,6 +217,7 @@ asks = st.builds(
     label=st.none() | words,
     metrics=names,
     rows=st.none() | whole,
+    evaluations=st.none() | whole,
 )
 rules: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(["jobs", "learners", "algorithms", "columns", "labels", "metrics"], names),
@@ -202,6 +228,7 @@ rules: dict[str, st.SearchStrategy[Any]] = {
     "max_epsilon": st.none() | st.floats(0.1, 4),
     "min_rows": whole,
     "evaluation": st.booleans(),
+    "max_evaluations": st.none() | whole,
 }
 # A few rules each: one with all of them refuses nearly everything, and the first rule hides the others.
 some = st.one_of([st.tuples(st.just(rule), values) for rule, values in rules.items()])
@@ -222,6 +249,11 @@ def stricter(first: Policy, second: Policy) -> Policy:
         for name in ("jobs", "learners", "algorithms", "columns", "labels", "metrics")
     }
     merged |= {name: least(getattr(first, name), getattr(second, name)) for name in ("max_rounds", "max_epochs", "max_epsilon")}
+    counted = [
+        p.max_evaluations if p.max_rounds is None or p.max_evaluations is not None else 2 * p.max_rounds + 1
+        for p in (first, second)
+    ]
+    merged["max_evaluations"] = least(*counted)
     return Policy(
         **merged,
         min_clients=max(first.min_clients, second.min_clients),

@@ -221,6 +221,9 @@ def impostor(folder: Path) -> Iterator[tuple[Server, Link]]:
         playing.start()
         try:
             asked(link, behind=[pb.Behind(name=name) for name in FIVE[:4]])
+            alone = Link(known_addresses(folder / FIVE[4]), Credentials.load(folder / FIVE[4]))
+            asked(alone, working=["0" * 32])
+            alone.close()
             until(lambda: len(server.office.state.all_open()) == 5)
             yield server, link
         finally:

@@ -23,6 +23,7 @@ from hansa.data.facts import facts_of
 from hansa.federated.foreign import check_code, check_run
 from hansa.federated.playable import name_of
 from hansa.federated.server import Server
+from hansa.federation.agreed import Agreed
 from hansa.federation.client import _asked
 from hansa.federation.engine import FederationEngine
 from hansa.federation.policy import Ask, Policy
@@ -111,7 +112,10 @@ def test_the_servers_word_is_taken_for_the_population(tmp_path: Path) -> None:
     call = WorkCall(hansa.FedAvg(local=hansa.Local(epochs=1)), {}, None, 0, 1)
     task = pb.Task(run="run", call=pb.Blob(digest="0" * 64), population=1_000_000)
     desk: Any = SimpleNamespace(served=Served(tmp_path))
-    ask = _asked(desk, Ask("run", "job", "describe", columns=(), rows=1), task, call)
+    seat: Any = SimpleNamespace(
+        ask=Ask("run", "job", "describe", columns=()), agreed=Agreed(call.algorithm, (), False, False, {"train": 1})
+    )
+    ask = _asked(desk, seat, task, call)
     assert ask.kind == "train" and Policy(min_clients=1000).refuse(ask) is None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ from hansa.federated.client import addresses_of, known_addresses
 from hansa.federated.home import Home
 from hansa.federation.credentials import Credentials
 from hansa.federation.identity import Role
-from hansa.federation.link import Link
+from hansa.federation.link import GONE, Link, Refused, cause
 from hansa.federation.protocol import PROTOCOL
 from hansa.federation.protocol import hansa_pb2 as pb
 from hansa.job import Job
@@ -41,7 +41,7 @@ class Admin:
     """
 
     def __init__(self, home: str | Path, address: str = "") -> None:
-        place = Home(home)
+        place = Home(home, made=False)
         own = place.path / "admin"
         folder = own if own.is_dir() else place.path
         addresses = addresses_of(address) if address else known_addresses(folder)
@@ -64,9 +64,14 @@ class Admin:
         """All runs of the server, oldest first; see ``Run`` in the protocol."""
         return list(self._ask("Runs", pb.RunsRequest(protocol=PROTOCOL)).runs)
 
-    def watch(self, run: str) -> Iterator[Event]:
-        """What happens in a run, from its beginning to its end; goes on after a lost connection."""
+    def watch(self, run: str, said: Callable[[str], None] = lambda _: None) -> Iterator[Event]:
+        """What happens in a run, from its beginning to its end; goes on after a lost connection, however long it takes.
+
+        said: called with why the server cannot be reached, in words, as often as it is tried. RunFailed where it cannot be reached
+        when this begins; InputError where there is no such run.
+        """
         last = 0
+        self._ask("Runs", pb.RunsRequest(protocol=PROTOCOL))
         while True:
             request = pb.WatchRequest(protocol=PROTOCOL, run=run, after=last)
             try:
@@ -75,9 +80,10 @@ class Admin:
                     yield Event(event.number, event.time, event.kind, json.loads(event.content))
                 return
             except grpc.RpcError as error:
-                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN):
+                if error.code() not in GONE:
                     raise InputError(str(error.details())) from None
-                self._ask("Runs", pb.RunsRequest(protocol=PROTOCOL))  # comes back when the server does
+                said(f"the server cannot be reached ({cause(error)})")
+                self._link.call(lambda _, administration: administration.Runs(pb.RunsRequest(protocol=PROTOCOL)), said=said)
 
     def stop(self, run: str) -> None:
         """End a run after its present round. InputError where there is none of that id."""
@@ -96,13 +102,9 @@ class Admin:
         self._ask("Revoke", pb.RevokeRequest(protocol=PROTOCOL, name=name))
 
     def _ask(self, method: str, request: Any) -> Any:
-        from hansa.federation.link import Refused
-
         try:
             return self._link.once(lambda _, administration: getattr(administration, method)(request))
         except Refused as error:
             raise InputError(str(error)) from None
         except grpc.RpcError as error:
-            raise RunFailed(
-                f"the server cannot be reached ({error.code().name.lower()}: {error.details()}); is it running?"
-            ) from None
+            raise RunFailed(f"the server at {self.address} cannot be reached ({cause(error)}); is it running?") from None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,23 +21,33 @@ from hansa.core.files import replace_file
 from hansa.core.store import DiskStore
 from hansa.core.worker import Worker
 from hansa.data import recipes
-from hansa.data.partition import Column
+from hansa.data.facts import refuse_names
+from hansa.data.partition import IID, Column
+from hansa.data.sources import Holders
+from hansa.data.split import Split
+from hansa.federated.consent import read_policy, say_policy
 from hansa.federated.foreign import check_code, check_run
 from hansa.federated.home import Home
+from hansa.federated.opened import agreed_of, ask_of
 from hansa.federated.watched import WatchedClient
 from hansa.federation.audit import Audit
 from hansa.federation.client import Desk, Seat, work
 from hansa.federation.credentials import Credentials, read_token, request
 from hansa.federation.identity import Identity
-from hansa.federation.link import Link
-from hansa.federation.policy import Ask, Policy
+from hansa.federation.link import Link, Strange
+from hansa.federation.policy import Policy
 from hansa.federation.protocol import PROTOCOL
 from hansa.federation.protocol import hansa_pb2 as pb
 from hansa.federation.served import Served
-from hansa.job import Job
 from hansa.options import build
 
-ADDRESS, PENDING, POLICY = "server.toml", "joining.pem", "policy.toml"
+log = logging.getLogger("hansa.federation.client")
+
+ADDRESS, PENDING = "server.toml", "joining.pem"
+
+
+SHOWN = 20
+"""Names of columns that a client's log begins with, at most."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +87,10 @@ class Mine:
         partition = build("partition", given["partition"]) if "partition" in given else Column()
         return cls(build("data", given["data"]), partition, str(given.get("client", "")))
 
-    def recipe(self, name: str, job: Job) -> Recipe:
-        """The rows of the client ``name``, split as the job wants it."""
-        found = recipes.clients(self.data, self.partition, job.split, job.seed)
+    def recipe(self, name: str, split: Split, seed: int) -> Recipe:
+        """The rows of the client ``name``, split as a job wants it. Data that name no clients are all of them its own."""
+        whole = isinstance(self.partition, Column) and not isinstance(self.data, Holders) and self.data.read().client is None
+        found = recipes.clients(self.data, IID(clients=1) if whole else self.partition, split, seed)
         ids = [found.holders.ids[k] for k in range(len(found))]
         wanted = self.client or (name if name in ids or len(ids) > 1 else ids[0])
         if wanted not in ids:
@@ -127,23 +139,25 @@ class Client:
         self, address: str = "", *, data: Any, home: str | Path, policy: Policy | str | Path | None = None, name: str = "",
         metrics: str = "", pki: Credentials | None = None,
     ) -> None:  # fmt: skip
-        self.home, self.mine = Home(home), Mine.of(data)
+        self.home, self.mine = Home(home, made=bool(name or pki)), Mine.of(data)
         self.credentials = pki or (None if name else Credentials.load(self.home.path))
         self._renews = pki is None
         self.name = name or _member(self.credentials).name
         self.addresses = addresses_of(address) if address else known_addresses(self.home.path)
-        self.policy = _policy(policy, self.home)
+        self.policy, self._policy_of = read_policy(policy, self.home.path)
         self.stop = threading.Event()
         self._link: Link | None = None
         self._metrics = metrics
         self._watched: WatchedClient | None = None
 
     @staticmethod
-    def join(address: str, token: str, home: str | Path) -> Identity:
+    def join(address: str, token: str, home: str | Path, said: Callable[[str], None] = lambda _: None) -> Identity:
         """Spend a join token: make a key, which never leaves ``home``, and have a certificate issued for it.
 
-        May be called again with the same token after a lost connection. InputError for a token that is damaged or expired; a
-        HansaError where the server refuses it.
+        said: called with every try that failed and will be made again, in words.
+
+        May be called again with the same token after a lost connection. InputError for a token that is damaged, expired, or of
+        another federation than the server; RunFailed where no server answers; a HansaError where the server refuses it.
         """
         bootstrap, place = read_token(token), Home(home)
         pending, who = place.path / PENDING, bootstrap.identity
@@ -153,7 +167,11 @@ class Client:
         key, csr = _parts(pending.read_bytes())
         link = Link(addresses_of(address), bootstrap)
         try:
-            reply = link.call(lambda federation, _: federation.Join(pb.JoinRequest(protocol=PROTOCOL, request=csr)))
+            reply = link.soon(lambda federation, _: federation.Join(pb.JoinRequest(protocol=PROTOCOL, request=csr)), said)
+        except Strange as error:
+            raise InputError(
+                f"join token: {error}; write the address of the server that gave it, or ask this one for a token"
+            ) from None
         finally:
             link.close()
         credentials = Credentials(key, reply.certificate, reply.authority)
@@ -171,6 +189,8 @@ class Client:
         """
         self.home.hold()
         try:
+            self._look()
+            say_policy(self.name, self._policy_of, self.home.path)
             with Audit.open(self.home.path / "audit.jsonl") as audit:
                 self._watched = watched = WatchedClient(self._metrics).start()
                 self._link = link = Link(self.addresses, self.credentials, self.name, through=watched.through)
@@ -205,23 +225,29 @@ class Client:
         if self._renews and self.credentials is not None and self._link is not None:
             self.credentials = renewed(self._link, self.credentials, self.home.path, self.stop)
 
+    def _look(self) -> None:
+        """Read the data, and log who takes part with what. Raises InputError for data that cannot be used."""
+        rows = self.mine.recipe(self.name, Split(test=0.0), 0).rows
+        if isinstance(self.mine.data, Holders):  # they may be more than the memory holds
+            what = "which are read at the first task"
+        else:
+            found = self.mine.data.read().x
+            names = [str(name) for name in getattr(found, "columns", ())]
+            more = ", ..." if len(names) > SHOWN else ""
+            what = f"columns {', '.join(names[:SHOWN])}{more}" if names else f"each of shape {tuple(found.shape[1:])}"
+        where = ",".join(self.addresses)
+        log.info("%s: takes part with %s rows, %s; server %s", self.name, f"{rows:,}", what, where, extra={"client": self.name})
+
     def _open(self, text: str, run: str, position: int, population: int) -> Seat:
         check_run(run)
         job = jobs.from_text(text, where=f"the job of run {run}")
         check_code(job, self.policy)
-        recipe = self.mine.recipe(self.name, job)
+        recipe = self.mine.recipe(self.name, job.split, job.seed)
         store = DiskStore(self.home.folder("state") / f"{run}.sqlite", durable=True)
         worker = Worker(job.learner, _Only(position, recipe, population), store)
-        return Seat(worker, self._ask(job, run, recipe))
-
-    def _ask(self, job: Job, run: str, recipe: Recipe) -> Ask:
-        table = recipe.load()["train"]
-        return Ask(
-            run=run, job=job.name, kind="describe", learner=getattr(job.learner, "name", type(job.learner).__name__),
-            algorithm=job.algorithm.name, columns=tuple(str(name) for name in getattr(table.x, "columns", ())),
-            label=getattr(self.mine.data, "label", None), rows=len(table),
-            secure_aggregation=any(getattr(transform, "name", "") == "secure_aggregation" for transform in job.transforms),
-        )  # fmt: skip
+        splits = recipe.load()
+        refuse_names(splits, self.name)
+        return Seat(worker, ask_of(job, run, self.mine.data, splits), agreed_of(job, splits))
 
 
 def renewed(link: Link, old: Credentials, home: Path, stop: threading.Event) -> Credentials:
@@ -255,14 +281,13 @@ def known_addresses(home: Path) -> tuple[str, ...]:
     path = home / ADDRESS
     if not path.exists():
         raise InputError(f"--home {home}: has not joined a federation (write: hansa join ADDRESS TOKEN --home {home})")
-    return addresses_of(tomllib.loads(path.read_text())["address"])
-
-
-def _policy(given: Policy | str | Path | None, home: Home) -> Policy:
-    if isinstance(given, Policy):
-        return given
-    path = home.path / POLICY if given is None else Path(given)
-    return Policy.load(path) if given is not None or path.exists() else Policy()
+    try:
+        address = tomllib.loads(path.read_text("utf-8"))["address"]
+        if not isinstance(address, str) or not (found := addresses_of(address)):
+            raise InputError(f"address = {address!r} is no host:port")
+        return found
+    except (OSError, ValueError, KeyError) as error:  # what TOML and UTF-8 are not is a ValueError, and so is an InputError
+        raise InputError(f"{path}: does not say where the server is ({error}); write address = 'HOST:PORT' there") from None
 
 
 def _member(credentials: Credentials | None) -> Identity:

@@ -39,6 +39,10 @@ class ServedFolder(RunFolder):
         folder._restore(row)
         return folder
 
+    @property
+    def go_on(self) -> str:
+        return "the same command, which starts the server again"
+
     def _restore(self, row: RunRow) -> None:
         own = self.path / "state.safetensors"
         own.unlink(missing_ok=True)

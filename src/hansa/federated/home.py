@@ -14,8 +14,13 @@ from hansa.core.files import replace_file
 class Home:
     """A folder of its own. The kernel lets go of it when the process ends, however it ends."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, made: bool = True) -> None:
+        """made: where it is missing; else that is an InputError."""
         self.path = Path(path).absolute()
+        if not made and not self.path.is_dir():
+            raise InputError(
+                f"--home {path}: there is no such folder; name that of a member (hansa join ADDRESS TOKEN --home DIR makes one)"
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.path.chmod(0o700)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
+import sqlite3
 import threading
 import time
 import traceback
@@ -36,6 +38,11 @@ from hansa.runs import Run
 
 log = logging.getLogger("hansa.federation.server")
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""Errors of a system that takes nothing more: what was kept is as it was, and the rest can be done later."""
+
+LATER = "which goes on after the last saved round"
+
 LOOK = 0.3
 """Seconds between two looks for clients that join, and for runs that are submitted."""
 
@@ -64,17 +71,26 @@ class Player:
     def __init__(self, office: Office, seen: WatchedServer, folder: Path, owner: str, over: threading.Event, quiet: bool) -> None:
         self._office, self._seen, self._runs = office, seen, folder
         self._owner, self._over, self._quiet = owner, over, quiet
+        self._said = ""  # of the database, last
 
     def claimed(self) -> RunRow | None:
-        """A run to play; None where there is none, and while the database cannot be reached."""
+        """A run to play; None where there is none, and while the database cannot be reached; see :meth:`wait_for_database`."""
         try:
-            return self._office.state.claim(self._owner, LEASE)
+            found = self._office.state.claim(self._owner, LEASE)
+            self._said = ""
+            return found
         except OperationalError as away:
             self.wait_for_database(away)
             return None
 
-    def wait_for_database(self, away: Exception) -> None:
-        log.warning("the database cannot be reached (%s); trying again", away)
+    def wait_for_database(self, away: OperationalError) -> None:
+        """Pause. RunFailed where the disk of a SQLite file has no room: what was acknowledged is there, and nothing else can be."""
+        said = f"the database cannot be used ({away.orig})"
+        if getattr(away.orig, "sqlite_errorcode", 0) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY):
+            raise RunFailed(f"{said}; make room on its disk, and start the server again, {LATER}") from None
+        if said != self._said:
+            log.warning("%s; trying again", said)
+        self._said = said
         self._over.wait(LOOK)
 
     def finished(self, row: RunRow) -> Run:
@@ -97,7 +113,21 @@ class Player:
                 self._office.state.finish(row.id, self._owner, "finished", row.message)
 
     def play(self, row: RunRow, raising: bool) -> Run | None:
-        """Play a claimed run; None where it failed, was stopped, or was taken over (raised instead, if ``raising``)."""
+        """Play a claimed run; None where it failed, was stopped, or was taken over (raised instead, if ``raising``).
+
+        RunFailed where the disk has no room: the run is not over then, and whoever claims it next goes on after its last saved round.
+        """
+        try:
+            return self._play(row, raising)
+        except OperationalError as away:  # whoever claims the run next goes on with it
+            self.wait_for_database(away)
+            return None
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise RunFailed(f"run {row.id}: {no_room(error)}, {LATER}") from None
+
+    def _play(self, row: RunRow, raising: bool) -> Run | None:
         state, tell = self._office.state, self._teller(row.id)
         with Claim(state, row.id, self._owner) as claim:
             try:
@@ -110,9 +140,8 @@ class Player:
             except LeaseLost as lost:
                 log.warning("%s", lost)
                 return None
-            except OperationalError as away:  # whoever claims the run next goes on with it
-                self.wait_for_database(away)
-                return None
+            except OperationalError:
+                raise
             except Stopped as stopped:
                 self._end(row.id, "stopped", str(stopped))
                 if raising:
@@ -122,6 +151,8 @@ class Player:
                 if raising:
                     raise
             except Exception as error:
+                if isinstance(error, OSError) and error.errno in NO_ROOM:
+                    raise
                 self._end(row.id, "failed", f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
                 if raising:
                     raise
@@ -187,6 +218,12 @@ class Player:
             self._office.state.tell(run, kind, content)
 
         return tell
+
+
+def no_room(error: OSError) -> str:
+    """What a server says when a system takes nothing more."""
+    where = error.filename or "the server's home"
+    return f"{where} cannot be written ({error.strerror}); make room there, and start the server again"
 
 
 def _recipes(names: Sequence[str]) -> list[Recipe]:

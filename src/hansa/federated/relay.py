@@ -9,6 +9,7 @@ from types import TracebackType
 
 from hansa.core.errors import InputError
 from hansa.federated.client import addresses_of, known_addresses, renewed
+from hansa.federated.home import Home
 from hansa.federated.server import Server
 from hansa.federation.credentials import Credentials
 from hansa.federation.identity import Role
@@ -44,6 +45,7 @@ class Relay:
         blobs: str | Path = "", authority: str | Path = "", pki: Credentials | None = None, name: str = "", insecure: bool = False,
         limits: Limits | None = None, metrics: str = "",
     ) -> None:  # fmt: skip
+        Home(home, made=bool(name or pki))
         self._server = Server(
             home=home, listen=listen, hosts=hosts, database=database, blobs=blobs, authority=authority, pki=pki, insecure=insecure,
             quiet=True, limits=limits, metrics=metrics,

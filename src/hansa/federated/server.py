@@ -23,7 +23,7 @@ from hansa.core.params import Params
 from hansa.federated.client import ADDRESS
 from hansa.federated.home import Home
 from hansa.federated.playable import name_of, options_of, playable
-from hansa.federated.player import LOOK, Player
+from hansa.federated.player import LOOK, NO_ROOM, Player, no_room
 from hansa.federated.watched import WatchedServer, loop_serves
 from hansa.federation.audit import Audit
 from hansa.federation.authority import Authority
@@ -95,9 +95,13 @@ class Server:
         self._over.clear()
         try:
             self._open()
-        except BaseException:  # whatever it is, nothing may stay open
+        except BaseException as error:  # whatever it is, nothing may stay open
             self.stop()
             self.home.release()
+            if isinstance(error, OperationalError):
+                raise InputError(f"database: cannot be written ({error.orig}); make room on its disk, or mend it") from None
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise InputError(no_room(error)) from None
             raise
         return self
 
@@ -188,6 +192,8 @@ class Server:
             self._serving = server, background
         except BaseException as error:  # noqa: BLE001  # raised by who waits for this
             problem.append(error)
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())
+            self._loop.close()
             ready.set()
             return
         ready.set()
@@ -213,7 +219,10 @@ class Server:
             self._sweeping.join()
             self._sweeping = None
         if self._office is not None:
-            self._office.presence.flush()
+            try:
+                self._office.presence.flush()
+            except OperationalError as away:
+                log.warning("the database cannot be told who was heard of (%s)", away.orig)
             self._office.audit.close()
             self._office.state.close()
             self._office.blobs.close()
@@ -276,7 +285,8 @@ class Server:
 
         again: also where it is over or was stopped another one begins.
 
-        Raises what :func:`hansa.run` raises, and RunFailed where an administrator stopped the run.
+        Raises what :func:`hansa.run` raises, and RunFailed where an administrator stopped the run, and where there is no room for what
+        is kept; then the run goes on with the next start.
         """
         if self._text is None:
             raise InputError("server.train: the server has no job (give it one, or call serve_forever() and submit jobs)")
@@ -305,13 +315,14 @@ class Server:
         raise RunFailed(f"run {self.run_id}: the server was stopped; it goes on with the next start")
 
     def serve_forever(self) -> None:
-        """Play whatever is submitted, one run after another, until :meth:`stop`."""
+        """Play whatever is submitted, one run after another, until :meth:`stop`. RunFailed where there is no room for what is kept."""
+        player = self._player
         while not self._over.is_set():
-            row = self._player.claimed()
+            row = player.claimed()
             if row is None:
                 self._over.wait(LOOK)
             else:
-                self._player.play(row, raising=False)
+                player.play(row, raising=False)
 
     def get_parameters(self, run: str = "") -> Params:
         """The model's params after the last committed round of a run, by default of the last one that this server played."""

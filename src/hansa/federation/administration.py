@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import tomllib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -16,6 +17,7 @@ from hansa.federation.office import JOB_BYTES, Office, invite, revoke, submit
 from hansa.federation.protocol import hansa_pb2 as pb
 from hansa.federation.protocol import hansa_pb2_grpc as rpc
 from hansa.federation.state import RunRow
+from hansa.federation.waiting import awaited
 
 MOST_EVENTS = 2**31 - 1
 """The largest number of an event."""
@@ -41,8 +43,12 @@ class AdministrationService(rpc.AdministrationServicer):
     async def Runs(self, request: Any, context: Any) -> Any:
         await self._doors.let_in(context, "admin", "viewer")
         await self._doors.same_protocol(context, request.protocol)
-        rows = await asyncio.to_thread(self._office.state.runs)
-        return pb.RunsReply(runs=[_run_message(row) for row in rows])
+        return pb.RunsReply(runs=await asyncio.to_thread(self._run_messages))
+
+    def _run_messages(self) -> list[Any]:
+        state, now = self._office.state, time.time()
+        rows, heard = state.runs(), self._office.presence.last(state.clients())
+        return [_run_message(row, awaited(row, rows, heard, now) if row.status == "waiting" else row.message) for row in rows]
 
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
         who = await self._doors.let_in(context, "admin", "viewer")
@@ -71,7 +77,7 @@ class AdministrationService(rpc.AdministrationServicer):
         try:
             await asyncio.to_thread(self._office.state.ask_to_stop, request.run)
         except InputError as error:
-            await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         await asyncio.to_thread(self._office.audit.write, who.name, "stop", run=request.run)
         self._office.bell.ring()
         return pb.StopReply()
@@ -109,9 +115,9 @@ class AdministrationService(rpc.AdministrationServicer):
         return pb.MembersReply(members=members)
 
 
-def _run_message(row: RunRow) -> Any:
+def _run_message(row: RunRow, message: str) -> Any:
     rounds = int(tomllib.loads(row.job).get("rounds", {}).get("count", 0))
     return pb.Run(
         id=row.id, name=row.name, status=row.status, submitted_by=row.submitted_by, submitted=row.submitted, round=row.round,
-        rounds=rounds, message=row.message, clients=list(row.clients or ()),
+        rounds=rounds, message=message, clients=list(row.clients or ()),
     )  # fmt: skip

@@ -21,8 +21,9 @@ import grpc
 from hansa.core.blocks import Block
 from hansa.core.errors import InputError
 from hansa.core.updates import Failure
-from hansa.core.worker import Worker, attempt
+from hansa.core.worker import WorkCall, Worker, attempt
 from hansa.federation import calls, parcels, results, transfer
+from hansa.federation.agreed import Agreed, strange
 from hansa.federation.audit import Audit
 from hansa.federation.faults import reached
 from hansa.federation.link import Interrupted, Link, Refused
@@ -42,6 +43,9 @@ CALL_BYTES = 8 << 30
 BEAT = 10.0
 """Seconds between the signs of life of a client that works."""
 
+NO_TASK = "0" * 32
+"""What a client asks about that only wants to know whether the server answers."""
+
 SEATS = 4
 """Runs whose rows and learner are kept at the same time."""
 
@@ -50,11 +54,13 @@ SEATS = 4
 class Seat:
     """This client's place in one run.
 
-    ask: what is known of the job for the policy, before any task.
+    ask:    what is known of the job for the policy, before any task.
+    agreed: what the job's text leads to.
     """
 
     worker: Worker
     ask: Ask
+    agreed: Agreed
 
 
 Open = Callable[[str, str, int, int], Seat]
@@ -83,7 +89,8 @@ def work(desk: Desk, forever: bool = True) -> int:
     Raises Refused where the server will not have this client.
     """
     seats: OrderedDict[str, Seat] = OrderedDict()
-    done, last_said = 0, ""
+    begun: set[str] = set()
+    done, last_said, greeted = 0, "", False
 
     def said(what: str) -> None:
         nonlocal last_said
@@ -94,11 +101,25 @@ def work(desk: Desk, forever: bool = True) -> int:
     while not desk.stop.is_set():
         try:
             desk.refresh()
-            reply = desk.link.call(lambda federation, _: federation.Next(pb.NextRequest(protocol=PROTOCOL)), desk.stop, said)
-            last_said = ""
+            # What names a task is answered at once, and the question for tasks is not.
+            asked = pb.NextRequest(protocol=PROTOCOL, working=[] if greeted else [NO_TASK])
+            reply = desk.link.call(lambda federation, _: federation.Next(asked), desk.stop, said)  # noqa: B023  # called before the loop goes on
+            if not greeted or last_said:
+                log.info(
+                    "%s: connected to %s%s", desk.name, desk.link.address, " again" if greeted else "", extra={"client": desk.name}
+                )
+                last_said, greeted = "", True
             for task in reply.tasks:
                 reached("client.task_received")
                 done += _do(desk, seats, task, said)
+                if task.run in seats and task.run not in begun:
+                    begun.add(task.run)
+                    log.info("%s: takes part in run %s", desk.name, task.run, extra=_fields(desk, task))
+            if reply.idle and begun:
+                log.info(
+                    "%s: the server has no run left; over: %s", desk.name, ", ".join(sorted(begun)), extra={"client": desk.name}
+                )
+                begun.clear()
         except Interrupted:
             break
         if reply.idle and not forever and done:
@@ -162,15 +183,21 @@ def _outcome(
             seats.popitem(last=False)
         call = calls.decode_call(parcels.read(_fetched(desk, task.call, folder, CALL_BYTES, said)))
     except InputError as error:
+        log.error("%s: run %s cannot be taken part in: %s", desk.name, task.run, error, extra=_fields(desk, task))
+        desk.audit.write(desk.name, "failed", run=task.run, task=task.id, kind="InputError", why=str(error))
         return {"failure": pb.Failure(kind="InputError", message=str(error), bad_input=True)}
     except Refused as error:
         if error.code not in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.NOT_FOUND):
             raise
         return {"failure": pb.Failure(kind="TaskGone", message=str(error))}
     reached("client.call_fetched")
-    ask = _asked(desk, seat.ask, task, call)
+    ask = _asked(desk, seat, task, call)
     desk.seen.kind(ask.kind, ask.round)
-    refusal = desk.policy.refuse(ask)
+    if desk.served.begin(task.run, task.job.digest, "jobs") != 1:
+        del seats[task.run]  # it may be that of the other text
+        another = "has another text than the run began with, and a run is of one job"
+        return _refused(desk, task, desk.policy.refused("job", ask.job, another))
+    refusal = _refusal(desk, seat, ask, call)
     if refusal is not None:
         return _refused(desk, task, refusal)
     desk.audit.write(desk.name, "works", run=task.run, task=task.id, kind=ask.kind, round=ask.round)
@@ -183,7 +210,8 @@ def _outcome(
         )
         said_of = pb.Failure(kind=result.kind, message=result.message, traceback=result.traceback, bad_input=result.bad_input)
         return {"failure": said_of}
-    refusal = desk.policy.refuse(replace(ask, metrics=tuple(result.metrics)))
+    part = "train" if isinstance(call, WorkCall) else call.split
+    refusal = desk.policy.refuse(replace(ask, metrics=tuple(f"{part}/{name}" for name in result.metrics)))
     if refusal is not None:
         return _refused(desk, task, refusal)
     path = folder / "result"
@@ -206,12 +234,27 @@ def _fields(desk: Desk, task: Any, round: int | None = None) -> dict[str, Any]:
     return {"client": desk.name, "run": task.run, "task": task.id} | ({} if round is None else {"round": round + 1})
 
 
-def _asked(desk: Desk, ask: Ask, task: Any, call: calls.RemoteCall) -> Ask:
-    """What a task asks, for the policy."""
-    kind = calls.kind_of(call)
-    local = getattr(getattr(call, "algorithm", None), "local", None)
-    round = desk.served.begin(task.run, task.call.digest) - 1 if kind == "train" else max(call.round - 1, 0)
-    return replace(ask, kind=kind, round=round, epochs=getattr(local, "epochs", None), clients=task.population)
+def _asked(desk: Desk, seat: Seat, task: Any, call: calls.RemoteCall) -> Ask:
+    """What a task asks, for the policy: of the call itself and of this client's rows, where they have it."""
+    kind, digest = calls.kind_of(call), task.call.digest
+    ask = replace(
+        seat.ask, kind=kind, clients=task.population, rows=seat.agreed.rows_of(call),
+        round=desk.served.begin(task.run, digest) - 1 if kind == "train" else max(call.round - 1, 0),
+        evaluations=desk.served.begin(task.run, digest, "evaluations") if kind == "evaluate" else None,
+    )  # fmt: skip
+    if kind != "train" or not isinstance(call, WorkCall):
+        return ask
+    # Transforms and passes over the rows are those of the work that is asked for, whatever the job's text says.
+    masked = any(getattr(transform, "name", "") == "secure_aggregation" for transform in call.transforms)
+    epochs = getattr(getattr(call.algorithm, "local", None), "epochs", None)
+    name = getattr(call.algorithm, "name", None)
+    return replace(ask, algorithm=name, epochs=epochs, secure_aggregation=masked)
+
+
+def _refusal(desk: Desk, seat: Seat, ask: Ask, call: calls.RemoteCall) -> Refusal | None:
+    """Why a task is not done: it is none of its job's, or a rule of the policy forbids it."""
+    wrong = strange(seat.agreed, call)
+    return desk.policy.refused("job", ask.job, wrong) if wrong else desk.policy.refuse(ask)
 
 
 class _Beating:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ class Database:
             _migrate(engine)
         except (OperationalError, ArgumentError, ImportError) as error:
             said = str(getattr(error, "orig", error)).strip().splitlines()[0]
+            if isinstance(getattr(error, "orig", None), sqlite3.OperationalError):
+                said += "; its disk may be full or read-only: make room there"
             raise InputError(
                 f"database {_without_password(url)}: cannot be used ({said}); give an SQLAlchemy URL, such as "
                 "postgresql+psycopg://user@host/hansa"
@@ -62,9 +65,13 @@ class Database:
             yield connection
 
     def ready(self) -> None:
-        """Raises where the database does not answer."""
-        with self._read() as connection:
-            connection.execute(text("SELECT 1"))
+        """Raises where the database does not answer, or is a file that cannot be written."""
+        if self._writing is None:
+            with self._read() as connection:
+                connection.execute(text("SELECT 1"))
+            return
+        with self._write() as connection:
+            connection.exec_driver_sql("PRAGMA user_version = 0")  # which nobody reads; it is written as everything else is
 
 
 def _options(url: str) -> dict[str, Any]:

@@ -26,7 +26,13 @@ class Doors:
         self._office, self._desk = office, desk
 
     async def let_in(self, context: Any, *roles: str) -> Identity:
-        """The caller, who has one of the roles; else the call ends here, and the audit log says so."""
+        """The caller, who has one of the roles and is heard of now; else the call ends here, and the audit log says so."""
+        who = await self.known(context, *roles)
+        self._office.presence.heard(who.name)
+        return who
+
+    async def known(self, context: Any, *roles: str) -> Identity:
+        """As :meth:`let_in`, for a call that does not tell that its member takes part: one that joins, or a probe."""
         self._office.handshakes.arrived(context.peer())
         try:
             who = _who_says(context) if self._office.insecure else identity_of(context.auth_context()["x509_pem_cert"][0])
@@ -41,7 +47,6 @@ class Doors:
             await self._desk.look()  # another server process may have let it join a moment ago
             if not self.knows(who):
                 await self.refuse(context, who.name, who.role, "its certificate was revoked, has expired, or is unknown here")
-        self._office.presence.heard(who.name)
         return who
 
     def knows(self, who: Identity) -> bool:

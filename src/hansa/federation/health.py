@@ -34,13 +34,13 @@ class Health(rpc.HealthServicer):
         self._readiness, self._doors = readiness, doors
 
     async def Check(self, request: Any, context: Any) -> Any:
-        await self._doors.let_in(context, *MEMBERS)
+        await self._doors.known(context, *MEMBERS)
         if request.service not in SERVICES:
             await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service here")
         return messages.HealthCheckResponse(status=await self._status())
 
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        who, last = await self._doors.let_in(context, *MEMBERS), None
+        who, last = await self._doors.known(context, *MEMBERS), None
         while self._doors.knows(who):
             status = await self._status() if request.service in SERVICES else messages.HealthCheckResponse.SERVICE_UNKNOWN
             if status != last:

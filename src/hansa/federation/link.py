@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from hansa.core.errors import HansaError, InputError
+from hansa.core.errors import HansaError, InputError, RunFailed
 from hansa.federation.credentials import Credentials
 from hansa.federation.protocol import hansa_pb2_grpc as rpc
 from hansa.federation.tls import channel_credentials
@@ -21,11 +22,15 @@ R = TypeVar("R")
 LONGEST_PAUSE = 15.0
 """Seconds between two attempts to reach a server, at most."""
 
+JOINING = 20.0
+"""Seconds for which a first connection to a server is tried."""
+
 PATIENCE = 60.0
 """Seconds that one call may be silent: above the longest wait of `Next`, and above two lost keep-alives."""
 
-_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN,
-         grpc.StatusCode.INTERNAL, grpc.StatusCode.ABORTED)  # fmt: skip
+GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.INTERNAL, grpc.StatusCode.ABORTED)  # fmt: skip
+"""What a call ends with that no server has answered."""
 
 # A connection that is not answered is given up after keep-alive time and timeout, 35 seconds; one that is not made, after ten. One that
 # falls silent in the middle of a transfer has a ping of gRPC's own under way, and no other is sent beside it: it has its own timeout.
@@ -43,6 +48,14 @@ class Refused(HansaError):
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class Unreached(RunFailed):
+    """No server has answered, and it makes no sense to go on trying."""
+
+
+class Strange(InputError):
+    """At the address is a server, and it is none of this member's federation."""
 
 
 class Link:
@@ -67,10 +80,15 @@ class Link:
         self._calls: Any = None  # the channel, as calls see it
         self._made = 0
 
+    @property
+    def address(self) -> str:
+        """host:port that is called at present."""
+        return self._addresses[self._turn % len(self._addresses)]
+
     def _open(self) -> tuple[Any, int]:
         with self._lock:
             if self._channel is None:
-                address = self._addresses[self._turn % len(self._addresses)]
+                address = self.address
                 self._made += 1
                 self._channel = (
                     grpc.insecure_channel(address, _OPTIONS)
@@ -109,7 +127,7 @@ class Link:
         try:
             return call(_Stub(federation, self._metadata), _Stub(administration, self._metadata))
         except grpc.RpcError as error:
-            if error.code() in _GONE:
+            if error.code() in GONE:
                 self._drop(made)
                 raise
             raise Refused(error.code(), error.details() or error.code().name) from None
@@ -132,7 +150,7 @@ class Link:
             except Interrupted:
                 continue
             except grpc.RpcError as error:
-                said(f"the server cannot be reached ({error.code().name.lower()}: {error.details()})")
+                said(f"the server cannot be reached ({cause(error)})")
                 if time.monotonic() - began > 2 * LONGEST_PAUSE:
                     pause = 0.2  # it had worked for a while
                 wait = pause * random.uniform(0.5, 1.5)
@@ -141,6 +159,48 @@ class Link:
                     time.sleep(wait)
                 else:
                     stop.wait(wait)
+
+    def soon(self, call: Callable[[Any, Any], R], said: Callable[[str], None] = lambda _: None, seconds: float = JOINING) -> R:
+        """As :meth:`call`, for so many seconds, and at least once with every address.
+
+        Raises Refused, Strange where the servers at all addresses are of another federation, and Unreached.
+        """
+        until, pause, strange = time.monotonic() + seconds, 0.2, set[str]()
+        for attempt in itertools.count(1):
+            address = self.address
+            try:
+                return self.once(call)
+            except grpc.RpcError as error:
+                why = cause(error)
+            if why == OTHER_AUTHORITY:
+                strange.add(address)
+            if strange.issuperset(self._addresses):
+                raise Strange(f"the server at {address} is of another federation: {why}")
+            if attempt >= len(self._addresses) and time.monotonic() + pause > until:
+                break
+            said(f"the server at {address} cannot be reached ({why}); trying again for {max(0.0, until - time.monotonic()):.0f} s")
+            time.sleep(pause * random.uniform(0.5, 1.5))
+            pause = min(pause * 2, LONGEST_PAUSE)
+        raise Unreached(f"the server at {address} cannot be reached ({why}); is it running there, and is this its address?")
+
+
+OTHER_AUTHORITY = "its certificate was issued by an authority that is not believed here"
+
+_CAUSES = (
+    ("CERTIFICATE_VERIFY_FAILED", OTHER_AUTHORITY),
+    ("Hostname Verification Check failed", "its certificate is not for this name or address; the server is told of it with --host"),
+    ("Connection refused", "nothing listens there"),
+    ("Domain name not found", "there is no host of that name"),
+    ("Cancelling all calls", "it was stopped"),
+    ("WRONG_VERSION_NUMBER", "it speaks no TLS"),
+)
+
+
+def cause(error: Any) -> str:
+    """Why a call was not answered, for people. error: grpc.RpcError."""
+    details = str(error.details())
+    known = next((words for mark, words in _CAUSES if mark in details), None)
+    return known or f"{error.code().name.lower()}: {details}"
 
 
 class Interrupted(HansaError):

@@ -15,7 +15,7 @@ from hansa.core.errors import InputError
 class Federation:
     """Organisations that train together over the network. `hansa server JOB.toml` plays such a job.
 
-    clients:   a run begins when so many clients have joined and been heard of; all that are there then take part in it.
+    clients:   a run begins when so many clients ask for tasks within ``liveness``; all that are there then take part in it.
     enough:    share of a cohort whose results close a round before the others have answered. With `rounds.clients` above what is
                needed this is over-selection; below 1.0 it needs a `rounds.quorum` that is not larger.
     deadline:  seconds after which a round closes with what it has; 0 for none. Before the first round, when clients describe their

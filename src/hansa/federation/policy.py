@@ -10,8 +10,9 @@ A policy is a TOML file, ``policy.toml``. What it does not name is allowed, and 
     min_clients = 4
     metrics = ["train/loss", "accuracy"]
 
-What a job is called, how many clients take part and which protection the sum has is the server's word. What concerns this client's data
-and its own work (learner, algorithm, columns, label, rows, epochs, metrics) is what it is about to do, and needs nobody's word.
+What a job is called, how many clients take part and how much privacy the run promises is the server's word. What concerns this client's
+data and its own work (learner, algorithm, transforms, columns, label, split, rows, epochs, metrics, how many evaluations) is what it is
+about to do: it is read off the call and the rows, and needs nobody's word.
 
 There is no rule for single facts of the description that comes before the first round: without all of them a job cannot be checked
 (:mod:`hansa.data.rules`). ``columns`` decides whose facts are told; a client that must not tell them must not take part.
@@ -38,7 +39,7 @@ Kind: TypeAlias = Literal["describe", "prepare", "train", "evaluate"]
 class Ask:
     """What a job asks of this client at one point of a run.
 
-    None says that a thing is not there (no label, no passes over the rows, no guarantee of privacy), and where a rule needs it, the
+    None says that a thing is not there (no labels, no passes over the rows, no guarantee of privacy), and where a rule needs it, the
     rule refuses. Only for "describe", the first of all, it may also say that a thing is not known yet, and the rule waits. But columns
     and rows have to be known from the start, because the description tells of them.
 
@@ -49,8 +50,10 @@ class Ask:
     secure_aggregation: whether the server sees sums only.
     epsilon:            of the whole run's guarantee of differential privacy; None for none.
     columns:            of the features that the job uses, those that a preparation uses included; empty where they are one array.
-    metrics:            names of those that it wants reported.
-    rows:               of training, at this client.
+    label:              column of the labels; empty where there are labels and no name of theirs is known.
+    metrics:            names of those that it wants reported, as a run's records have them: test/auc.
+    rows:               at this client, of the split that is used; the fewest of all splits where all are.
+    evaluations:        of models on this client's rows that the run has asked for, by this client's own count, with this one.
     """
 
     run: str
@@ -67,6 +70,7 @@ class Ask:
     label: str | None = None
     metrics: tuple[str, ...] | None = None
     rows: int | None = None
+    evaluations: int | None = None
 
     @property
     def complete(self) -> bool:
@@ -88,6 +92,9 @@ class Refused:
     private: str = ""
 
 
+JUDGED: Final = 2
+"""Splits on which a model is judged after a round: validation and test."""
+
 Names: TypeAlias = tuple[str, ...] | None
 """What is allowed; None for everything, and empty for nothing."""
 
@@ -100,15 +107,17 @@ class Policy:
     learners:           names of those that may be trained.
     algorithms:         names of those that may be run.
     columns:            of the features that a job may use.
-    labels:             columns that a job may use as labels.
-    max_rounds:         of training, in one run.
+    labels:             columns that a job may use as labels. Data whose label has no name that is known is refused.
+    max_rounds:         of training, in one run; and of evaluations what so many rounds need where ``max_evaluations`` is left out.
     max_epochs:         passes over the rows in one round.
     min_clients:        a run has at least so many.
     secure_aggregation: true where the server may see sums only, of several clients' updates.
     max_epsilon:        of the whole run's differential privacy; with it a run without such a guarantee is refused.
-    metrics:            that may leave.
-    min_rows:           with fewer rows of training this client takes no part.
+    metrics:            that may leave, named as a run's records name them (train/loss, test/auc); loss alone is that of every split.
+    min_rows:           nothing is computed from a split (training, validation, test) with fewer rows at this client.
     evaluation:         whether models may be judged on this client's rows.
+    max_evaluations:    of models on this client's rows, one split each, in one run. Left out: what ``max_rounds`` rounds need,
+                        two for each and one at the end; without ``max_rounds`` any number.
     contact:            whom to ask for more, told to whoever was refused.
     """
 
@@ -125,6 +134,7 @@ class Policy:
     metrics: Names = None
     min_rows: Annotated[int, Ge(0)] = 0
     evaluation: bool = True
+    max_evaluations: Annotated[int, Ge(0)] | None = None
     contact: str = field(default="", kw_only=True)
 
     @classmethod
@@ -146,13 +156,16 @@ class Policy:
         for rule, broken in RULES.items():
             found = broken(self, ask)
             if found is not None:
-                whom = self.contact or "whoever keeps the policy of this client"
-                return Refused(rule, f"job {ask.job!r} {found[0]}; ask {whom}", found[1])
+                return self.refused(rule, ask.job, *found)
         return None
+
+    def refused(self, rule: str, job: str, why: str, private: str = "") -> Refused:
+        """A refusal that says whom to ask. why: the rest of a sentence that begins with the job."""
+        return Refused(rule, f"job {job!r} {why}; ask {self.contact or 'whoever keeps the policy of this client'}", private)
 
     def may_leave(self, metrics: Iterable[str]) -> tuple[str, ...]:
         """Those of the metrics that may leave this client, in the order in which they are given."""
-        return tuple(name for name in metrics if self.metrics is None or name in self.metrics)
+        return tuple(name for name in metrics if self.metrics is None or {name, name.partition("/")[2]} & set(self.metrics))
 
 
 Broken: TypeAlias = tuple[str, str] | None
@@ -195,14 +208,18 @@ def _columns(policy: Policy, ask: Ask) -> Broken:
 
 
 def _labels(policy: Policy, ask: Ask) -> Broken:
-    if policy.labels is None or ask.label is None or ask.label in policy.labels:
+    if policy.labels is None or ask.label is None or (ask.label and ask.label in policy.labels):
         return None
+    if not ask.label:
+        return "uses labels whose column is not known by a name, and the policy allows some columns as labels only", ""
     return "uses a column as its label that the policy does not allow as one", f"the label is {ask.label!r}"
 
 
 def _max_rounds(policy: Policy, ask: Ask) -> Broken:
-    if policy.max_rounds is None or ask.kind != "train":
+    if policy.max_rounds is None:
         return None
+    if ask.kind != "train":
+        return None if policy.max_evaluations is not None else _evaluations(JUDGED * policy.max_rounds + 1, ask)
     if ask.round is None:
         return f"does not tell which round it is in, and the policy allows {_count(policy.max_rounds, 'round')}", ""
     if ask.round < policy.max_rounds:
@@ -266,6 +283,21 @@ def _evaluation(policy: Policy, ask: Ask) -> Broken:
     return "asks to judge a model on this client's rows, and the policy does not allow evaluation", ""
 
 
+def _max_evaluations(policy: Policy, ask: Ask) -> Broken:
+    return None if policy.max_evaluations is None else _evaluations(policy.max_evaluations, ask)
+
+
+def _evaluations(most: int, ask: Ask) -> Broken:
+    if ask.kind != "evaluate":
+        return None
+    if ask.evaluations is None:
+        return f"does not tell how many evaluations it has asked for, and the policy allows {_count(most, 'evaluation')}", ""
+    if ask.evaluations <= most:
+        return None
+    others = _count(ask.evaluations - 1, "other")
+    return f"asks for an evaluation after {others}, and the policy allows {_count(most, 'evaluation')} in a run", ""
+
+
 RULES: Final[dict[str, Callable[[Policy, Ask], Broken]]] = {
     "jobs": _jobs,
     "learners": _learners,
@@ -280,6 +312,7 @@ RULES: Final[dict[str, Callable[[Policy, Ask], Broken]]] = {
     "metrics": _metrics,
     "min_rows": _min_rows,
     "evaluation": _evaluation,
+    "max_evaluations": _max_evaluations,
 }
 """The policy's key -> what it forbids, in the order in which they are looked at."""
 

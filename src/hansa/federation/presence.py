@@ -1,4 +1,4 @@
-"""Who has been heard of, and when. Any byte of a client is a sign of life; there is no other rule."""
+"""Who has been heard of, and when. Any byte of a client that takes part is a sign of life; to join is none."""
 
 from __future__ import annotations
 

@@ -88,7 +88,10 @@ class Runs(Database):
         return _run(row)
 
     def ask_to_stop(self, id: str) -> None:
-        self.run(id)
+        """InputError where there is no such run, and where it is over."""
+        row = self.run(id)
+        if row.status not in ("waiting", "running"):
+            raise InputError(f"run {id}: is over already ({row.status}), so there is nothing to stop (`hansa runs` lists the runs)")
         with self._write() as connection:
             connection.execute(update(runs).where(runs.c.id == id).values(stop=True))
 

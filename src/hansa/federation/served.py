@@ -1,27 +1,31 @@
-"""How many rounds of training a client has done for a run: by its own count, because the number of a round is the server's word."""
+"""What a client has begun for a run, by its own count and durably: the numbers that a server gives are its word."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 _DIGEST = 64
 
+Counted: TypeAlias = Literal["rounds", "evaluations", "jobs"]
+
 
 class Served:
-    """A file for every run, with the digests of the calls to train that were begun. A call that is made again counts once."""
+    """A file for every run and what is counted of it, with digests. One that comes again counts once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._known: dict[str, list[str]] = {}
+        self._known: dict[tuple[str, Counted], list[str]] = {}
 
-    def begin(self, run: str, call: str) -> int:
-        """Note a call of a run whose name can be that of a file; returns how many different ones there have been, this one included."""
-        path = self._folder / f"{run}.rounds"
-        known = self._known.get(run)
+    def begin(self, run: str, call: str, counted: Counted = "rounds") -> int:
+        """Note the digest of a call of a run whose name can be that of a file; returns which one it is of the different ones that
+        there have been, counted from 1."""
+        path = self._folder / f"{run}.{counted}"
+        known = self._known.get((run, counted))
         if known is None:
             lines = path.read_text("ascii").split("\n") if path.exists() else []
-            known = self._known[run] = [line for line in lines if len(line) == _DIGEST]
+            known = self._known[run, counted] = [line for line in lines if len(line) == _DIGEST]
         if call not in known:
             handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             with os.fdopen(handle, "w", encoding="ascii") as file:

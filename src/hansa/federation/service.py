@@ -54,7 +54,7 @@ class FederationService(rpc.FederationServicer):
         self._strange: set[tuple[str, str]] = set()
 
     async def Join(self, request: Any, context: Any) -> Any:
-        who = await self._doors.let_in(context, "joining", "client", "relay", "admin", "viewer", "server")
+        who = await self._doors.known(context, "joining", "client", "relay", "admin", "viewer", "server")
         await self._doors.same_protocol(context, request.protocol)
         renewing = who.role != "joining"
         role = who.grants or who.role

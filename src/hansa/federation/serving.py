@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -43,9 +45,26 @@ async def serve(
     add_administration(AdministrationService(office, desk, doors), server)
     for add in also:
         add(server, doors)
-    port = server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
-    if not port:
-        raise InputError(f"--listen {address}: the address cannot be used; is another server running there?")
+    try:
+        port = server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
+    except RuntimeError:
+        raise InputError(f"--listen {address}: cannot be used ({_why_not(address)})") from None
     await server.start()
     background = [asyncio.create_task(desk.keep()), asyncio.create_task(desk.commit_reports())]
     return server, port, background
+
+
+def _why_not(address: str) -> str:
+    """Why nobody can listen at an address, which gRPC does not tell."""
+    host, _, port = address.rpartition(":")
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as one:
+            one.bind(place)
+    except socket.gaierror:
+        return "this machine knows no host of that name; write 0.0.0.0 to be reached at all its addresses"
+    except (OSError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            return "another process listens there; stop it, or name another port"
+        return f"{getattr(error, 'strerror', None) or error}; name an address of this machine and a port up to 65535"
+    return "gRPC does not say why; name another port"
