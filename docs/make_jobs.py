@@ -20,7 +20,7 @@ from hansa.data.split import Split
 from hansa.job import Evaluation, Job, Rounds
 from hansa.learners.forest import FORESTS, Forests
 from hansa.learners.sklearn import ESTIMATORS
-from hansa.options import choices, name_of, option_fields, registry
+from hansa.options import choices, name_of, option_fields, part_of, registry
 
 PAGE = Path(__file__).parent / "jobs.md"
 
@@ -209,6 +209,8 @@ def kind(option: str, hint: Any) -> str:
         return f"table, see `[{SHARED[option]}]`"
     if choices(hint):
         return "table, see below"
+    if part_of(hint):
+        return "table or text"
     origin, arguments = get_origin(hint), get_args(hint)
     if hasattr(hint, "__metadata__"):
         return " ".join([kind(option, arguments[0]), " and ".join(limits(hint.__metadata__))])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 import hansa
 from hansa.core import accounting
-from hansa.job import from_text
+from hansa.job import from_text, load
 from hansa.tracking.folder import RunFolder
 from tests.conformance.problem import same_bits
 from tests.killed import run_killed_at
@@ -190,3 +193,119 @@ class Unlucky(hansa.FedAvg):
         if block.clients[0].id.endswith("1"):
             raise OSError("no luck today")
         return super().work(learner, message, block)
+
+
+EDITED = {
+    "an option": ("learning_rate = 0.05", "learning_rate = 0.1", r"algorithm\.local\.learning_rate is 0\.1 and was 0\.05"),
+    "fewer rounds than were played": ("count = 4", "count = 3", r"rounds\.count is 3 and was 4"),
+    "another algorithm": ('name = "scaffold"', 'name = "fedavg"', r"algorithm\.name is 'fedavg' and was 'scaffold'"),
+    "what no job can be": ('name = "scaffold"', 'name = "nothing"', r"algorithm\.name is 'nothing' and was 'scaffold'"),
+    "an option left out": ("stratify = true\n", "", ""),
+    "where the work is done": ('[engine]\nname = "inline"', '[engine]\nname = "processes"\nworkers = 1', ""),
+    "only the text": ("[split]", "# rows held out\n[split]  ", ""),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "said"), EDITED.values(), ids=EDITED.keys())
+def test_a_run_goes_on_with_the_job_that_it_was_started_with(
+    whole: hansa.Run, tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole.directory, folder)
+    text = (folder / "job.toml").read_text()
+    assert text.count(old) == 1
+    (folder / "job.toml").write_text(text.replace(old, new))
+    if not said:
+        assert same_bits(hansa.resume(folder, quiet=True).params, whole.params)
+        return
+    with pytest.raises(
+        hansa.InputError, match=f"job.toml is not the job that was started: {said} \\(write it as it was, or"
+    ) as error:
+        hansa.resume(folder, quiet=True)
+    assert "\n" not in str(error.value)
+    with pytest.raises(hansa.InputError, match=r"is not the one of the run: rounds\.block is 4 and was 3 \(give"):
+        hansa.resume(folder, from_text(JOB, ("rounds.block=4",)), quiet=True)
+    assert same_bits(hansa.resume(folder, from_text(JOB), quiet=True).params, whole.params)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_run_may_go_on_for_longer(whole: hansa.Run, tmp_path: Path, given: bool) -> None:
+    short = hansa.run(from_text(JOB, ("rounds.count=2",)), directory=tmp_path, quiet=True)
+    path = short.directory / "job.toml"
+    if not given:
+        path.write_text(path.read_text().replace("count = 2", "count = 4"))
+    longer = hansa.resume(short.directory, from_text(JOB) if given else None, quiet=True)
+    assert same_bits(longer.params, whole.params) and load(path) == from_text(JOB)
+
+
+def test_a_run_whose_rates_depend_on_its_end_does_not_go_on_for_longer(tmp_path: Path) -> None:
+    falling = "rounds.schedule={name='cosine',floor=0.1}"
+    short = hansa.run(from_text(JOB, ("rounds.count=2", falling)), directory=tmp_path, quiet=True)
+    with pytest.raises(hansa.InputError, match=r"rounds\.count is 4 and was 2"):
+        hansa.resume(short.directory, from_text(JOB, (falling,)), quiet=True)
+
+
+def test_an_interrupted_run_says_how_many_rounds_it_has_done(tmp_path: Path) -> None:
+    times = 0
+
+    def stop(stage: str) -> None:
+        nonlocal times
+        times += stage == "work"
+        if times == 7:  # after three for the preparation, one for the description and two rounds
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hansa.run(from_text(JOB), directory=tmp_path, quiet=True, observe=stop)
+    (path,) = tmp_path.iterdir()
+    status = RunFolder.open(path).status()
+    assert status["status"] == "interrupted" and status["seconds"] > 0
+    assert status["rounds"] == len(RunFolder.open(path).metrics()) == 2
+    assert hansa.resume(path, quiet=True).directory == path
+    assert RunFolder.open(path).status()["rounds"] == 4
+
+
+def test_a_run_that_fails_says_how_many_rounds_it_has_done(tmp_path: Path) -> None:
+    with pytest.raises(hansa.Diverged), np.errstate(all="ignore"):
+        hansa.run(from_text(JOB, ("algorithm.local.learning_rate=1e9", "rounds.count=200")), directory=tmp_path, quiet=True)
+    (path,) = tmp_path.iterdir()
+    assert RunFolder.open(path).status()["rounds"] == len(RunFolder.open(path).metrics()) > 0
+
+
+KILLED_IN_ROUND_4 = """
+import os, signal, sys
+from hansa import runs
+from hansa.job import from_text
+
+runs.EVERY, saved = 0.0, []
+
+def kill(stage):
+    saved.extend([stage] if stage == "saved" else [])
+    if stage == "work" and len(saved) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+runs.run(from_text(sys.stdin.read()), directory=sys.argv[1], quiet=True, observe=kill)
+"""
+
+
+def test_a_killed_run_says_how_far_it_came(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED_IN_ROUND_4, str(tmp_path)]
+    died = subprocess.run(command, input=JOB, text=True, capture_output=True, timeout=120, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    (path,) = tmp_path.iterdir()
+    status, summary = RunFolder.open(path).status(), RunFolder.open(path).summary()
+    assert (status["status"], status["rounds"]) == ("running", 3)
+    assert (summary.status, summary.rounds) == ("interrupted", 3) and summary.seconds >= status["seconds"] > 0
+
+
+def test_a_comparison_takes_a_path_and_is_kept_where_it_is_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text(JOB)
+    without = hansa.compare(path, repeats=1, quiet=True)
+    assert without.run is None and not list(tmp_path.glob("runs/*"))
+    told: list[tuple[int, int]] = []
+    kept = hansa.compare(
+        str(path), repeats=1, directory=tmp_path / "runs", quiet=True, progress=lambda done, of, what: told.append((done, of))
+    )
+    assert repr(kept) == repr(without) and kept.run is not None and told[-1] == (4, 4)
+    folder = RunFolder.open(kept.run.directory)
+    assert folder.read_json("comparison.json")["sentence"] == kept.sentence and (folder.path / "report.html").is_file()

@@ -215,6 +215,11 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "value": ({RATE: [0.1, -1.0]}, {}, "learning_rate = -1.0"),
     "object": ({"algorithm": [hansa.Newton()]}, {}, "is no plain value"),
     "through a value": ({"rounds.count.most": [3]}, {}, "is a value, not a table"),
+    "below a name": (
+        {"algorithm.server": ["adam"], "algorithm.server.tau": [0.1]},
+        {},
+        r"algorithm\.server is a value, not a table \(write algorithm\.server\.name in the place of algorithm\.server\)",
+    ),
     "one fold": ({COUNT: [3]}, {"folds": 1}, "folds = 1"),
     "no validation rows": ({COUNT: [3]}, {"folds": 0}, "set split.validation"),
     "endless": ({RATE: stats.uniform()}, {}, "give random="),
@@ -276,7 +281,7 @@ def test_what_a_client_raises_is_the_value_of_its_fit() -> None:
 
 
 def test_a_search_without_any_score_is_a_failed_one_and_keeps_its_table(tmp_path: Path) -> None:
-    with pytest.raises(hansa.RunFailed, match="no setting has a score; the first one: Diverged"):
+    with pytest.raises(hansa.RunFailed, match="no setting has a score; the first that failed: Diverged"):
         hansa.search(job(), {RATE: [1e300, 1e301]}, folds=2, directory=tmp_path, quiet=True)
     (folder,) = tmp_path.iterdir()
     told = json.loads((folder / "table.json").read_text())
@@ -285,6 +290,13 @@ def test_a_search_without_any_score_is_a_failed_one_and_keeps_its_table(tmp_path
 
 
 # The folder
+
+
+def test_more_folds_than_any_client_has_rows_for_are_refused_with_what_to_write(tmp_path: Path) -> None:
+    learner = LogisticRegression()
+    job = hansa.Job(hansa.BuiltIn("iris"), learner, hansa.Newton(), partition=hansa.IID(clients=30), engine=hansa.Inline())
+    with pytest.raises(hansa.InputError, match=r"no client has rows for some of the 5 folds \(write fewer folds"):
+        hansa.search(job, {"learner.options.C": [1.0, 2.0]}, folds=5, directory=tmp_path)
 
 
 KILLED_AFTER = """

@@ -35,7 +35,7 @@ def main() -> None:
         partition=hansa.Column() if w.synthetic else hansa.IID(clients=w.clients),
         split=hansa.Split(test=0.1 if w.synthetic else 0.0),
         rounds=hansa.Rounds(count=w.rounds + 1, clients=w.cohort, block=w.cohort // 2),
-        evaluation=hansa.Evaluation(every=w.rounds + 1, clients=200),
+        evaluation=hansa.Evaluation(every=w.rounds + 1, clients=min(200, w.clients)),
         engine=hansa.Inline() if given.processes == 1 else hansa.Processes(workers=given.processes),
     )
     clock, whole = Clock(), []

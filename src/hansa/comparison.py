@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from math import sqrt
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from hansa import job as jobs
 from hansa import judging, opening, training
 from hansa.algorithms.newton import LARGEST, Newton
 from hansa.core import metrics as metric
@@ -26,6 +29,11 @@ from hansa.each import fit_alone
 from hansa.engines.inline import Inline
 from hansa.fits import Failed, Fitted
 from hansa.job import Job, Rounds
+from hansa.options import field_value
+from hansa.runs import Run, run
+from hansa.tracking.folder import RunFolder
+from hansa.tracking.live import Tell, live
+from hansa.tracking.report import write_report
 
 OVERALL = "overall"
 Scores = dict[str, dict[str, float]]
@@ -42,13 +50,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The table: a row per way to learn, a column per client's own test rows and one over all of them."""
+    """The table: a row per way to learn, a column per client's own test rows and one over all of them.
+
+    run: of the job itself, with the comparison in its folder and its report; None where none was asked for.
+    """
 
     clients: tuple[str, ...]
     metrics: tuple[str, ...]
     rows: tuple[Row, ...]
     repeats: int
     sentence: str
+    run: Run | None = field(default=None, repr=False, compare=False)
 
     def plain(self) -> dict[str, Any]:
         """As JSON-plain values."""
@@ -62,24 +74,45 @@ class Comparison:
 
 
 def compare(
-    job: Job,
+    job: Job | str | Path,
     *,
     repeats: int = 5,
     algorithms: Sequence[Any] = (),
-    progress: Callable[[int, int, str], None] = lambda done, of, what: None,
+    directory: str | Path | None = None,
+    quiet: bool = False,
+    progress: Tell | None = None,
 ) -> Comparison:
     """Train in every way on ``repeats`` different splits (seeds job.seed, job.seed + 1, ...) and compare on held-out rows.
+
+    job:        a :class:`hansa.Job`, or the path of its TOML file.
+    directory:  the job is also run as it is, in a new folder below it that keeps the comparison; None keeps nothing.
+    quiet:      no progress; without a terminal there is none anyway.
+    progress:   told the trainings done, all of them, and the name of the last; there is no other progress then.
 
     Alone and pooled are trained to the optimum by Newton's method where the learner offers a Hessian, else by the job's own algorithm
     with one client. ``algorithms`` are further ones to compare; without any, Newton's method is added where it can be used.
     """
+    job = job if isinstance(job, Job) else jobs.load(job)
     if getattr(job.partition, "name", "") == "features":
         raise InputError(
             "compare: only one of the clients has labels, so that the others cannot learn alone (compare runs of jobs instead, one of "
             "them with the columns of that client)"
         )
     opening.launch(job)
-    extra = tuple(algorithms) or ((Newton(),) if "hessian" in job.learner.can and job.algorithm.name != "newton" else ())
+    done = None if directory is None else run(job, directory=directory, quiet=quiet)
+    comparison = live(partial(_compared, job, repeats, algorithms), quiet, "comparing ways to learn", progress)
+    if done is None:
+        return comparison
+    folder = RunFolder.open(done.directory)
+    folder.write_json("comparison.json", comparison.plain())
+    write_report(folder)
+    return replace(comparison, run=done)
+
+
+def _compared(job: Job, repeats: int, algorithms: Sequence[Any], progress: Tell) -> Comparison:
+    extra = tuple(field_value(Job, "algorithm", algorithm) for algorithm in algorithms) or (
+        (Newton(),) if "hessian" in job.learner.can and job.algorithm.name != "newton" else ()
+    )
     names = ["each client alone", "all rows pooled", *(_title(algorithm) for algorithm in (job.algorithm, *extra))]
     results: dict[str, list[Scores]] = {name: [] for name in names}
     with threadpool_limits(1):

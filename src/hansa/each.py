@@ -33,6 +33,7 @@ from hansa.job import Job
 from hansa.runs import text_of
 from hansa.standing import recorded, reopened
 from hansa.tracking.folder import RunFolder
+from hansa.tracking.live import Tell, live
 from hansa.tracking.report import write_report
 from hansa.tracking.tree import load_tree, save_tree
 
@@ -96,7 +97,8 @@ def fit_each(
     by: str = "",
     at_once: int = AT_ONCE,
     directory: str | Path = "runs",
-    progress: Progress = lambda done, of: None,
+    quiet: bool = False,
+    progress: Progress | None = None,
 ) -> Models:
     """Fit the job once for every client, with that client alone: what a model per key of a table is.
 
@@ -107,6 +109,8 @@ def fit_each(
     by:        the column that names the clients, for a job with a table that names another one, or none.
     at_once:   fits under way at the same time.
     directory: their folder is made below it.
+    quiet:     no progress; without a terminal there is none anyway.
+    progress:  told how many fits have ended, and how many there are; there is no other progress then.
 
     Raises InputError for a job that cannot work.
     """
@@ -119,10 +123,10 @@ def fit_each(
     clients = opening.clients_of(job)
     folder = RunFolder.create(Path(directory), f"{job.name or 'job'}-each", text_of(job))
     folder.write_text(PLAN, f"at_once = {at_once}\n")
-    return _play(job, clients, at_once, folder, began, progress)
+    return _shown(job, clients, at_once, folder, began, quiet, progress)
 
 
-def resume_each(directory: str | Path, job: Job | None = None, *, progress: Progress = lambda done, of: None) -> Models:
+def resume_each(directory: str | Path, job: Job | None = None, *, quiet: bool = False, progress: Progress | None = None) -> Models:
     """Go on with the fits of every client that were interrupted or killed; with ones that are over, their models are made again.
 
     ``job`` is needed only where they were started from objects that their ``job.toml`` cannot hold.
@@ -138,7 +142,7 @@ def resume_each(directory: str | Path, job: Job | None = None, *, progress: Prog
     opening.launch(job)
     clients = opening.clients_of(job)
     folder.lock()
-    return _play(job, clients, at_once, folder, began, progress)
+    return _shown(job, clients, at_once, folder, began, quiet, progress)
 
 
 def fit_alone(job: Job, clients: Sequence[Client], at_once: int = AT_ONCE) -> Iterator[tuple[Client, Fitted | Failed]]:
@@ -150,14 +154,15 @@ def fit_alone(job: Job, clients: Sequence[Client], at_once: int = AT_ONCE) -> It
 def _fitted(job: Job, clients: Sequence[Client], wanted: Sequence[int], at_once: int) -> Iterator[tuple[int, Fitted | Failed]]:
     """The fits of the clients at these positions, as they end."""
     if wanted:
+        job = quietly_evaluated(job)
         fits = [_alone(job, clients, position) for position in wanted]
-        for name, result in fit_many(fits[0].job.engine.build(), clients, fits, at_once=at_once):
+        for name, result in fit_many(job.engine.build(), clients, fits, at_once=at_once):
             yield int(name), result
 
 
 def _alone(job: Job, clients: Sequence[Client], position: int) -> Fit:
     judged = "test" if job.split.test else ""
-    return Fit(str(position), quietly_evaluated(job), clients[position : position + 1], position, judged=judged, alone=True)
+    return Fit(str(position), job, clients[position : position + 1], position, judged=judged, alone=True)
 
 
 def _keyed(job: Job, by: str) -> Job:
@@ -169,6 +174,15 @@ def _keyed(job: Job, by: str) -> Job:
             "one (leave it out: there is a model for each of the job's clients)"
         )
     return replace(job, data=replace(data, client=by), partition=Column())
+
+
+def _shown(
+    job: Job, clients: Sequence[Client], at_once: int, folder: RunFolder, began: float, quiet: bool, progress: Progress | None
+) -> Models:
+    def work(tell: Tell) -> Models:
+        return _play(job, clients, at_once, folder, began, lambda done, of: tell(done, of, ""))
+
+    return live(work, quiet, "fitting each client", None if progress is None else lambda done, of, what: progress(done, of))
 
 
 def _play(job: Job, clients: Sequence[Client], at_once: int, folder: RunFolder, began: float, progress: Progress) -> Models:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,12 +16,11 @@ from hansa.core.contracts import Demanding, UnboundLearner
 from hansa.core.devices import Devices
 from hansa.core.errors import InputError, did_you_mean
 from hansa.core.schedules import Constant, Schedule
-from hansa.core.traces import Trace
 from hansa.core.worker import Weighting
 from hansa.data.partition import Column
 from hansa.data.split import Split
 from hansa.engines.inline import Inline
-from hansa.options import build, checked, describe
+from hansa.options import LEARNER, Part, build, describe, replaced
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,30 @@ class Evaluation:
     best: bool = False
 
 
+def _instead_of_data(given: Any) -> str:
+    if hasattr(given, "columns"):
+        return "hansa.from_table(table, label, client) for a table in memory"
+    if isinstance(given, (tuple, list)) or hasattr(given, "shape"):
+        return "hansa.from_arrays(x, y, clients) for arrays in memory"
+    return f"hansa.File(path={str(given)!r})" if isinstance(given, PathLike) else ""
+
+
+DATA = Part("data", (("read",), ("ids", "sizes", "table")), _instead_of_data)
+ALGORITHM = Part(
+    "algorithm",
+    (("name", "needs", "collective", "init", "broadcast", "work", "update"), ("name", "needs", "collective", "parallel")),
+)
+PARTITION = Part("partition", (("assign",), ("deal",)))
+PREPARATION = Part("preparation", (("fit",), ("build",)))
+TRANSFORM = Part("transform", (("name", "guarantee", "client", "server"),))
+ENGINE = Part("engine", (("name", "build"),))
+
+
 @dataclass(frozen=True)
 class Job:
     """What is split, who may see what, and where it runs.
+
+    From Python a part may also be given by its name or as a dictionary, which mean what they mean in a job's file.
 
     data:         where the clients' rows come from.
     learner:      what is trained. A scikit-learn estimator or pipeline, or a PyTorch module, may be given as it is.
@@ -77,28 +98,34 @@ class Job:
     clock:        the devices that are simulated, and when a round closes; None for clients that all take part, and no virtual time.
     """
 
-    data: Any
-    learner: Any
-    algorithm: Any
+    data: Annotated[Any, DATA]
+    learner: Annotated[Any, LEARNER]
+    algorithm: Annotated[Any, ALGORITHM]
     name: str = ""
     seed: Annotated[int, Ge(0)] = 0
-    partition: Any = field(default_factory=Column)
+    partition: Annotated[Any, PARTITION] = field(default_factory=Column)
     split: Split = field(default_factory=Split)
-    preparation: Any = None
-    transforms: tuple[Any, ...] = ()
+    preparation: Annotated[Any, PREPARATION] = None
+    transforms: tuple[Annotated[Any, TRANSFORM], ...] = ()
     rounds: Rounds = field(default_factory=Rounds)
     evaluation: Evaluation = field(default_factory=Evaluation)
-    clock: Clock | None = None
-    engine: Any = field(default_factory=Inline)
+    clock: Clock | None = field(default=None, metadata={"kind": Devices.name})
+    engine: Annotated[Any, ENGINE] = field(default_factory=Inline)
 
     def __post_init__(self) -> None:
         learner, preparation = adapt(self.learner)
         if preparation is not None and self.preparation is not None:
-            raise InputError("job.preparation: the learner is a pipeline that brings its own preparation (give only one of them)")
+            raise InputError("preparation: the learner is a pipeline that brings its own preparation (give only one of them)")
         object.__setattr__(self, "learner", learner)
         object.__setattr__(self, "preparation", self.preparation if preparation is None else preparation)
-        checked(self, "job")
+        for name, value in replaced(self).items():
+            object.__setattr__(self, name, value)
         _check(self)
+
+    @property
+    def asked(self) -> dict[str, float]:
+        """What the job says by its options of how many clients it wants: each a share of all, or above 1 a number."""
+        return {"rounds.clients": self.rounds.clients, "evaluation.clients": self.evaluation.clients}
 
 
 def adapt(given: Any) -> tuple[UnboundLearner, Any]:
@@ -106,8 +133,10 @@ def adapt(given: Any) -> tuple[UnboundLearner, Any]:
 
     Such a preparation ends with a step that lets everything pass, in the model's place and by its name (:func:`model_apart`).
     """
-    if isinstance(given, Mapping):
+    if isinstance(given, (str, Mapping)):
         return build("learner", given), None
+    if isinstance(given, type):
+        raise InputError(f"learner: {given.__name__} is a class, not an object of it (write {given.__name__}(...))")
     if hasattr(given, "bind"):
         return given, None
     kind = type(given)
@@ -127,7 +156,7 @@ def adapt(given: Any) -> tuple[UnboundLearner, Any]:
             return learner_of(estimator), preparation
         return learner_of(given.steps[-1][1] if isinstance(given, Pipeline) else given), None
     raise InputError(
-        f"job.learner: {kind.__name__} is not something that Hansa trains "
+        f"learner: {kind.__name__} is not something that Hansa trains "
         "(give a scikit-learn linear model or pipeline, a torch.nn.Module, or a learner of hansa.learners)"
     )
 
@@ -151,13 +180,18 @@ def _check(job: Job) -> None:
     if lacking:
         raise InputError(
             f"algorithm {job.algorithm.name!r} needs a learner that offers {' and '.join(sorted(lacking))}; "
-            f"{_named(job.learner)} offers {', '.join(sorted(job.learner.can))} (choose another algorithm or learner)"
+            f"{_named(job.learner)} offers {', '.join(sorted(job.learner.can))} ({_suited(job.learner)})"
         )
     if job.algorithm.collective == "gang":
         _check_gang(job)
     _check_columns(job)
     if isinstance(job.algorithm, Demanding):
         job.algorithm.check(job.rounds.count, job.transforms)
+    for option, asked in job.asked.items():
+        if asked > 1 and asked != int(asked):
+            raise InputError(
+                f"{option} = {asked:g}: above 1 it is a number of clients (write a whole one, or a share of at most 1)"
+            )
     e = job.evaluation
     if (e.best or e.patience) and not job.split.validation:
         which = "best = true" if e.best else f"patience = {e.patience}"
@@ -199,6 +233,24 @@ def _check_columns(job: Job) -> None:
         )
 
 
+SUITED = {
+    "trees": "Forest", "clusters": "Lloyd", "moments": "PrincipalComponents", "hessian": "Newton", "gradient": "LBFGS",
+    "train": "FedAvg",
+}  # fmt: skip
+"""What a learner can do: the algorithm that does most with it, by its public name, the most telling first."""
+
+
+def _suited(learner: Any) -> str:
+    """What to write for an algorithm that a learner can serve."""
+    import hansa
+
+    fitting = [getattr(hansa, public) for can, public in SUITED.items() if can in learner.can]
+    if not fitting:
+        return "choose another learner"
+    names, objects = " or ".join(repr(one.name) for one in fitting), " or ".join(f"hansa.{one.__name__}()" for one in fitting)
+    return f"write algorithm.name = {names}; in Python {objects}"
+
+
 def _named(learner: Any) -> str:
     estimator = getattr(learner, "estimator", None)
     return str(getattr(learner, "name", type(learner).__name__) if estimator is None else estimator)
@@ -235,22 +287,14 @@ def _override(table: dict[str, Any], assignment: str) -> None:
     except tomllib.TOMLDecodeError:
         parsed = value  # a bare word is a string: --set algorithm.name=fedprox
     *parents, last = path.strip().split(".")
-    for parent in parents:
-        table = table.setdefault(parent, {})
-        if not isinstance(table, dict):
-            raise InputError(f"--set {assignment}: {parent} is a value, not a table")
+    for place, parent in enumerate(parents):
+        inner = table.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            above = ".".join(parents[: place + 1])
+            instead = f"write {above}.name={inner} in its place" if isinstance(inner, str) else f"{above} takes no table"
+            raise InputError(f"--set {assignment}: {above} = {inner!r} is a value and has no keys ({instead})")
+        table = inner
     table[last] = parsed
-
-
-POLYMORPHIC: dict[str, str] = {
-    "data": "data",
-    "learner": "learner",
-    "algorithm": "algorithm",
-    "partition": "partition",
-    "preparation": "preparation",
-    "engine": "engine",
-}
-"""Job fields whose class is found by ``name`` among the entry points ``hansa.<group>``."""
 
 
 def from_table(table: Mapping[str, Any]) -> Job:
@@ -262,29 +306,7 @@ def from_table(table: Mapping[str, Any]) -> Job:
     for key in ("data", "learner", "algorithm"):
         if key not in table:
             raise InputError(f"job: [{key}] is missing (write a table [{key}] with a name; `hansa new` prints a full example)")
-    parts: dict[str, Any] = {}
-    for key, value in table.items():
-        if key in POLYMORPHIC:
-            parts[key] = build(POLYMORPHIC[key], value, key)
-        elif key == "transforms":
-            parts[key] = tuple(build("transform", item, f"transforms[{place}]") for place, item in enumerate(value))
-        elif key in ("split", "rounds", "evaluation"):
-            parts[key] = build({"split": Split, "rounds": Rounds, "evaluation": Evaluation}[key], value, key)
-        elif key == "clock":
-            parts[key] = _clock(value)
-        else:
-            parts[key] = value
-    return Job(**parts)
-
-
-def _clock(given: Any) -> Clock:
-    table = {"name": given} if isinstance(given, str) else given
-    name = table.get("name", Devices.name) if isinstance(table, Mapping) else Devices.name
-    kinds = {"devices": Devices, "trace": Trace}
-    if name not in kinds:
-        raise InputError(f"clock.name = {name!r}: there is no such clock{did_you_mean(str(name), kinds)}")
-    clock: Clock = build(kinds[name], table, "clock")
-    return clock
+    return Job(**table)
 
 
 def to_table(job: Job) -> dict[str, Any]:

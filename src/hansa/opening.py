@@ -9,6 +9,7 @@ from typing import Any
 
 from hansa.core.blocks import Block, Client, Table, blocks_of
 from hansa.core.contracts import Algorithm, Engine, Learner, Schema
+from hansa.core.errors import InputError
 from hansa.core.fleet import Fleet
 from hansa.core.loop import Observer, Steps, Terms, play, round_steps, unobserved
 from hansa.core.sampling import cohort_size, sample
@@ -81,7 +82,7 @@ def open_setting(
     Of many clients a sample describes them, unless a preparation has to visit all of them anyway.
 
     ``lenient`` accepts what one client alone may have, but all together may not: constant columns, a single class. It leaves the
-    clock out: nobody waits for a client that is alone. ``home`` is as in :class:`Setting`.
+    clock out: nobody waits for a client that is alone, and numbers of clients are not asked for. ``home`` is as in :class:`Setting`.
     """
     engine = job.engine.build()
     engine.start(job.learner, clients, MemoryStore() if store is None else store)
@@ -92,12 +93,22 @@ def open_setting(
         raise
 
 
+def _check_enough(job: Job, population: int) -> None:
+    for option, asked in job.asked.items():
+        if asked > max(1, population):
+            raise InputError(
+                f"{option} = {asked:g}: there are only {population:,} clients (write {population} or fewer, or a share of at most 1)"
+            )
+
+
 def setting_steps(
     job: Job, clients: Sequence[Client], engine: Engine, observe: Observer = unobserved, lenient: bool = False,
     facts: Facts | None = None,
 ) -> Steps[Setting]:  # fmt: skip
     """As :func:`open_setting`, for an engine that has been started; with what the clients told of their data if they already did."""
     job = replace(job, clock=None) if lenient else job
+    if not lenient and not isinstance(job.data, Elsewhere):  # a job for clients elsewhere is written before it is known who comes
+        _check_enough(job, len(clients))
     fleet = None if job.clock is None else job.clock.open(client.id for client in clients)
     terms = Terms(job.seed, len(clients), job.rounds.weighting, job.rounds.quorum, job.transforms)
     arrangement = arrangement_of(job.partition, clients)

@@ -7,19 +7,37 @@ way: through the entry points ``hansa.data``, ``hansa.learner``, ``hansa.algorit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from operator import is_
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from hansa.core.contracts import UnboundLearner
 from hansa.core.errors import InputError, did_you_mean
 
 GROUPS = ("data", "learner", "algorithm", "partition", "preparation", "transform", "engine")
 
-CONTRACTS: Mapping[Any, str] = {UnboundLearner: "learner"}
+
+@dataclass(frozen=True)
+class Part:
+    """Marks a field, in its ``Annotated`` type, that takes whatever is installed in a group, or an object of anybody's own.
+
+    kinds:    what such an object has: all attributes of one of these.
+    instead:  what to write in the place of something else, in a few words; empty where there is nothing to say.
+    """
+
+    group: str
+    kinds: tuple[tuple[str, ...], ...]
+    instead: Callable[[Any], str] = lambda given: ""
+
+
+LEARNER = Part("learner", (("bind", "needs", "can"),))
+
+CONTRACTS: Mapping[Any, Part] = {UnboundLearner: LEARNER}
 """Contracts that a field may name as its type: it then takes whatever is installed in that group."""
 
 
@@ -55,14 +73,14 @@ def build(what: str | type, given: Any, path: str = "") -> Any:
     for key in given:
         if key not in options:
             raise InputError(f"{path}: unknown key {key!r}{did_you_mean(key, options)}")
-    hints = _hints(what)
-    values = {key: _nested(hints[key], value, options[key], f"{path}.{key}") for key, value in given.items()}
+    rules = _rules(what)
     for key, option in options.items():
-        if key not in values and option.default is MISSING and option.default_factory is MISSING:
+        if key not in given and option.default is MISSING and option.default_factory is MISSING:
             raise InputError(f"{path}: {key} is missing (write {path}.{key} = ...)")
-    return checked(what(**{key: validated(hints[key], value, f"{path}.{key}") for key, value in values.items()}), path)
+    return what(**{key: _fitting(rules[key], value, f"{path}.{key}") for key, value in given.items()})
 
 
+@cache
 def option_fields(cls: type) -> dict[str, Field[Any]]:
     """The fields that a user may set."""
     return {f.name: f for f in fields(cls) if f.init and not f.name.startswith("_")}
@@ -79,25 +97,154 @@ def choices(hint: Any) -> list[type]:
     return [member for member in members if isinstance(member, type) and is_dataclass(member)]
 
 
-def _nested(hint: Any, value: Any, option: Field[Any], path: str) -> Any:
-    """A table given for a field that holds another options object becomes that object."""
-    if hint in CONTRACTS:
-        return value if is_dataclass(value) else build(CONTRACTS[hint], value, path)
-    allowed = choices(hint)
-    if not allowed or is_dataclass(value):
+def field_value(cls: type, name: str, given: Any) -> Any:
+    """What is given for a field of an options class, as the object that it stands for. InputError where it does not fit."""
+    return _fitting(_rules(cls)[name], given, name)
+
+
+@cache
+def part_of(hint: Any) -> Part | None:
+    """What a field with this type takes, where that is a part of its own."""
+    if get_origin(hint) is Annotated:
+        return next((mark for mark in get_args(hint)[1:] if isinstance(mark, Part)), None)
+    return CONTRACTS.get(hint)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What a field takes: a part, a list of parts (``items``), one of several options classes, or else what its type says."""
+
+    hint: Any
+    option: Field[Any]
+    part: Part | None
+    items: Part | None
+    allowed: tuple[type, ...]
+
+
+@cache
+def _rules(cls: Any) -> dict[str, _Rule]:
+    hints = _hints(cls)
+    return {
+        name: _Rule(
+            hints[name], option, part_of(hints[name]), part_of(get_args(hints[name])[0]) if get_origin(hints[name]) is tuple else None,
+            tuple(choices(hints[name])),
+        )
+        for name, option in option_fields(cls).items()
+    }  # fmt: skip
+
+
+def _fitting(rule: _Rule, value: Any, path: str) -> Any:
+    """The value as a field wants it, and the value itself where it is that already: a text or a table becomes the object that it stands
+    for. InputError in one sentence where it does not fit."""
+    if value is None and rule.option.default is None:
+        return None
+    if rule.part is not None:
+        return _part(rule.part, value, path)
+    if rule.allowed:
+        return _choice(rule, value, path)
+    if rule.items is not None:
+        return _parts(rule.items, value, path)
+    if _is_options(value):
+        return checked(value, path)
+    found = validated(rule.hint, value, path)
+    same = found is value or (type(found) is type(value) and describe(found) == describe(value))
+    return value if same else found
+
+
+def _parts(part: Part, value: Any, path: str) -> Any:
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence):
+        raise InputError(f"{_given(path, value)}: must be a list (write {path} = [...], even around a single one)")
+    found = tuple(_part(part, item, f"{path}[{place}]") for place, item in enumerate(value))
+    return value if isinstance(value, tuple) and all(map(is_, found, value)) else found
+
+
+def _is_options(value: Any) -> bool:
+    return is_dataclass(value) and not isinstance(value, type)
+
+
+def _part(part: Part, value: Any, path: str) -> Any:
+    if isinstance(value, (str, Mapping)):
+        return build(part.group, value, path)
+    _refuse_class(value, path)
+    value = checked(value, path) if _is_options(value) else value
+    if any(all(_has(value, name) for name in kind) for kind in part.kinds):
         return value
+    lacking = next(name for name in part.kinds[0] if not _has(value, name))
+    instead = part.instead(value) or f"a name or a table of: {', '.join(registry(part.group))}; or an object that has it"
+    raise InputError(f"{_given(path, value)}: it is no {part.group}, for it has no {lacking!r} (write {instead})")
+
+
+def _has(value: Any, name: str) -> bool:
+    return hasattr(type(value), name) or hasattr(value, name)  # a property of the class need not be worked out
+
+
+def _choice(rule: _Rule, value: Any, path: str) -> Any:
+    """One of several options classes, or the only one."""
+    allowed, option = rule.allowed, rule.option
+    if isinstance(value, allowed):
+        return checked(value, path)
+    _refuse_class(value, path)
     if isinstance(value, str) and len(allowed) > 1:
         value = {"name": value}
     if not isinstance(value, Mapping):
-        raise InputError(f"{path} = {value!r}: must be a table (write [{path}] and its keys below)")
+        raise InputError(_misplaced(allowed, value, path))
     if len(allowed) == 1:
         return build(allowed[0], value, path)
     by_name = {name_of(cls): cls for cls in allowed}
     default = option.default_factory() if option.default_factory is not MISSING else option.default
-    name = value.get("name", getattr(default, "name", None))
+    name = value.get("name", getattr(default, "name", option.metadata.get("kind")))
+    if name is None:
+        raise InputError(f"{path}: which one? (write name = one of {', '.join(by_name)})")
     if name not in by_name:
-        raise InputError(f"{path}.name = {name!r}: there is no such choice{did_you_mean(str(name), by_name)}")
+        kind = "choice" if "." in path else path
+        raise InputError(f"{path}.name = {name!r}: there is no such {kind}{did_you_mean(str(name), by_name)}")
     return build(by_name[name], value, path)
+
+
+def _refuse_class(value: Any, path: str) -> None:
+    if isinstance(value, type):
+        raise InputError(f"{path}: {value.__name__} is a class, not an object of it (write {value.__name__}(...))")
+
+
+def _misplaced(allowed: tuple[type, ...], value: Any, path: str) -> str:
+    """What to say of something that is none of the options classes, nor a table."""
+    if _is_options(value):
+        kind = type(value)
+        for cls in allowed:
+            if cls.__name__ == kind.__name__:
+                return (
+                    f"{path}: {_public(kind)} is another {kind.__name__} than the one that belongs here (write {_public(cls)}, or "
+                    f"its name as text, {name_of(cls)!r})"
+                )
+        return f"{path}: {kind.__name__} does not belong here{did_you_mean('', [cls.__name__ for cls in allowed])}"
+    if len(allowed) > 1:
+        return f"{_given(path, value)}: must be a table, or as text its name (one of {', '.join(map(name_of, allowed))})"
+    (cls,) = allowed
+    example = f"{_public(cls)}(...)"
+    for name, rule in _rules(cls).items():
+        with suppress(InputError):
+            _fitting(rule, value, path)
+            example = f"{_public(cls)}({name}={value!r})"
+            break
+    return f"{_given(path, value)}: must be a table (write [{path}] and its keys below; in Python for example {example})"
+
+
+def _public(cls: type) -> str:
+    """A class as a user's program names it."""
+    import hansa
+
+    found = cls.__name__ in hansa.__all__ and getattr(hansa, cls.__name__) is cls
+    return f"hansa.{cls.__name__}" if found else f"{cls.__module__}.{cls.__name__}"
+
+
+def _given(path: str, value: Any) -> str:
+    """What was given, in one short line: tables and arrays by their kind."""
+    shown = repr(value)
+    return f"{path}: {type(value).__name__}" if len(shown) > LONGEST or "\n" in shown else f"{path} = {shown}"
+
+
+LONGEST = 80
+"""Characters of a value up to which it is told as it was given."""
 
 
 def name_of(cls: type) -> str:
@@ -114,7 +261,7 @@ def _adapter(hint: Any) -> Any:
 
 def validated(hint: Any, value: Any, path: str) -> Any:
     """The value as the type hint wants it; InputError in one sentence where it does not fit."""
-    if hint is Any or hint in CONTRACTS or choices(hint):
+    if hint is Any:
         return value
     from pydantic import ValidationError
 
@@ -122,25 +269,26 @@ def validated(hint: Any, value: Any, path: str) -> Any:
         return _adapter(hint).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(f"{path} = {value!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+        raise InputError(f"{_given(path, value)}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
 
 def checked(options: Any, path: str) -> Any:
-    """Validate an options object that was made in Python, with all that is nested in it; returns it."""
+    """An options object that was made in Python, valid with all that is nested in it: itself, or with what stands for something else
+    replaced by it."""
+    changes = replaced(options, path)
+    return replace(options, **changes) if changes else options
+
+
+def replaced(options: Any, path: str = "") -> dict[str, Any]:
+    """The fields of an options object whose values stand for others, with these. InputError for a value that does not fit."""
     cls: Any = type(options)
-    hints = _hints(cls)
-    for name in option_fields(cls):
+    changes: dict[str, Any] = {}
+    for name, rule in _rules(cls).items():
         value = getattr(options, name)
-        if is_dataclass(value) and not isinstance(value, type):
-            allowed = choices(hints[name])
-            if allowed and not isinstance(value, tuple(allowed)):
-                raise InputError(
-                    f"{path}.{name}: {type(value).__name__} does not belong here{did_you_mean('', [c.__name__ for c in allowed])}"
-                )
-            checked(value, f"{path}.{name}")
-        else:
-            validated(hints[name], value, f"{path}.{name}")
-    return options
+        found = _fitting(rule, value, f"{path}.{name}" if path else name)
+        if found is not value:
+            changes[name] = found
+    return changes
 
 
 def describe(options: Any) -> Any:
@@ -182,7 +330,7 @@ def _object_schema(cls: type, definitions: dict[str, Any]) -> dict[str, Any]:
                 else _object_schema(allowed[0], definitions)
             )
             continue
-        schema = {} if hints[name] is Any or hints[name] in CONTRACTS else _adapter(hints[name]).json_schema(mode="validation")
+        schema = {} if hints[name] is Any or part_of(hints[name]) else _adapter(hints[name]).json_schema(mode="validation")
         definitions.update(schema.pop("$defs", {}))
         if option.default is not MISSING and isinstance(option.default, (bool, int, float, str)):
             schema["default"] = option.default

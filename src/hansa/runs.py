@@ -27,6 +27,7 @@ from hansa.core.store import DiskStore
 from hansa.core.synchrony import WHERE
 from hansa.job import Job
 from hansa.opening import Setting
+from hansa.options import field_value
 from hansa.tracking.advice import LEAST, advice
 from hansa.tracking.folder import RunFolder
 from hansa.tracking.progress import Progress
@@ -34,6 +35,9 @@ from hansa.tracking.report import write_report
 
 LAUNCH = "launch"
 """The file in a run folder that names the launch that began the run, where there is one."""
+
+EVERY = 1.0
+"""Seconds between two writes of how a run stands while it goes on: a process that is killed leaves the last one."""
 
 RECENT = 20
 """Rounds by whose times a run is told what would serve it better."""
@@ -103,45 +107,109 @@ def resume(directory: str | Path, job: Job | None = None, *, quiet: bool = False
 
     ``job`` is needed only where the run was started from objects that its ``job.toml`` cannot hold (data in memory, a module), and
     where it shall go on elsewhere: on another engine, or with another layout of a gang (then the same up to rounding).
+
+    It must be the job that was started, and so must ``job.toml`` where none is given: InputError names the first options that differ. But
+    for the engine and the layout ``rounds.count`` may be another one, to end earlier or later, unless the rates of rounds that were
+    played depend on it, or more were played.
     """
     folder = RunFolder.open(Path(directory))
     if folder.has("search.toml"):
         raise InputError(f"{directory}: it is a search, not a run; write hansa.resume_search({str(directory)!r})")
     if folder.has("each.toml"):
         raise InputError(f"{directory}: it holds models per client, and is no run; write hansa.resume_each({str(directory)!r})")
-    text = folder.job_text()
-    if job is None:
-        job = job_of(text, directory, "run", "resume")
-    elif text_of(job) != text and not _same_but_where(job, text):
-        raise InputError(f"run {directory}: the job given is not the one of the run (compare it with {directory}/job.toml)")
+    given, job = job, job_of(folder, job, "run", "resume", played=_played(folder))
     opening.launch(job)
     clients = opening.clients_of(job)
     folder.lock()
+    if given is not None:
+        folder.write_text("job.toml", text_of(job))
     return play(job, folder, clients, time.perf_counter(), quiet, observe)
 
 
-def job_of(text: str, directory: str | Path, kind: str, resume: str) -> Job:
-    """The job of a folder from its ``job.toml``. kind: what the folder is of, in a word; resume: the function that goes on with it.
+def job_of(folder: RunFolder, given: Job | None, kind: str, resume: str, played: int | None = None) -> Job:
+    """The job that goes on in a folder: the one given, or that of its ``job.toml``; either is the one that was started there, but for
+    where its work is done, and for how long.
 
-    Raises InputError where the text holds descriptions of objects instead.
+    kind:    what the folder is of, in a word.
+    resume:  the function that goes on with it.
+    played:  rounds of a run that stay what they are; None for what is more than one run, whose rounds.count stays what it is.
+
+    Raises InputError for another job, and for a text that holds descriptions of objects, where no job is given.
     """
+    now = folder.job() if given is None else tomllib.loads(text_of(given))
+    was = folder.started()
+    if changed := _changed(was, now, played is not None and _same_rates(was, now, played)):
+        what = "job.toml is not the job that was started" if given is None else f"the job given is not the one of the {kind}"
+        remedy = "write it as it was" if given is None else f"give the job of {folder.path}/started.toml"
+        raise InputError(f"{kind} {folder.path}: {what}: {changed} ({remedy}, or start anew)")
+    if given is not None:
+        return given
     try:
-        return jobs.from_text(text, where=f"{directory}/job.toml")
+        return jobs.from_table(now)
     except InputError as error:
         raise InputError(
-            f"{kind} {directory}: its job.toml cannot be read back ({error}); if the {kind} was started from Python objects, "
-            f"write hansa.{resume}({str(directory)!r}, job) with the same job"
+            f"{kind} {folder.path}: its job.toml cannot be read back ({error}); if the {kind} was started from Python objects, "
+            f"write hansa.{resume}({str(folder.path)!r}, job) with the same job"
         ) from None
 
 
-def _same_but_where(job: Job, text: str) -> bool:
-    """Whether the job differs from that of the text in nothing but where its work is done."""
-    tables = [tomllib.loads(text), tomllib.loads(text_of(job))]
-    for table in tables:
-        table.pop("engine", None)
-        for option in WHERE:
-            table["algorithm"].pop(option, None)
-    return tables[0] == tables[1]
+SHOWN = 3
+"""Options that are named where a job is not the same."""
+
+
+def _changed(was: Mapping[str, Any], now: Mapping[str, Any], longer: bool) -> str:
+    """In which options a job differs from another one, the first of them in words; empty for the same job. longer: ``rounds.count`` may."""
+    if was == now:
+        return ""
+    free = {"rounds.count"} if longer else set()
+    before, after = (
+        {path: value for path, value in _leaves(table) if path not in free and not _is_where(path)}
+        for table in _comparable(was, now)
+    )
+    paths = [path for path in dict.fromkeys([*before, *after]) if before.get(path) != after.get(path)]
+    said = [f"{path} is {_told(after.get(path))} and was {_told(before.get(path))}" for path in paths[:SHOWN]]
+    return ", ".join(said) + (f", and {len(paths) - SHOWN} more" if len(paths) > SHOWN else "")
+
+
+def _same_rates(was: Mapping[str, Any], now: Mapping[str, Any], played: int) -> bool:
+    """Whether the rounds that were played are those of the job with another ``rounds.count``, which a schedule may look at."""
+    before, after = (field_value(Job, "rounds", table.get("rounds", {})) for table in (was, now))
+    if after.count < played:
+        return False
+    rounds = range(1, played + 1)
+    return all(before.schedule.factor(k, before.count) == after.schedule.factor(k, after.count) for k in rounds)
+
+
+def _played(folder: RunFolder) -> int:
+    records = folder.metrics()
+    return int(records[-1]["round"]) if records else 0
+
+
+def _comparable(*tables: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The tables with what they leave out, as far as they can be read: an option at its default may be written or not."""
+    try:
+        return [jobs.to_table(jobs.from_table(table)) for table in tables]
+    except InputError:
+        return list(tables)
+
+
+def _leaves(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _is_where(path: str) -> bool:
+    """Whether an option says where the work is done, and not what."""
+    head, _, rest = path.partition(".")
+    return head == "engine" or (head == "algorithm" and rest.partition(".")[0] in WHERE)
+
+
+def _told(value: Any) -> str:
+    shown = repr(value)
+    return "left out" if value is None else shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 def _begun_by(launch: str, directory: Path, text: str) -> Path | None:
@@ -162,7 +230,7 @@ def text_of(job: Job) -> str:
 
 def play(job: Job, folder: RunFolder, clients: Sequence[Client], began: float, quiet: bool, observe: Observer) -> Run:
     """Play a job in a folder whose lock is held, from its saved state where it has one."""
-    with _recorded(folder, began), threadpool_limits(1):
+    with _recorded(folder, began) as played, threadpool_limits(1):
         # A run that is new, or was killed before its first round was saved, has no state yet.
         state = folder.load_state() if folder.has("state.safetensors") else None
         setting = opening.open_setting(
@@ -173,6 +241,7 @@ def play(job: Job, folder: RunFolder, clients: Sequence[Client], began: float, q
             _check_same_data(folder, setting, state)
             state = training.prepare(setting, state, folder.save_state)
             folder.rewind(state["round"])
+            played(state["round"])
             progress.start(job.rounds.count, state["round"])
             tell = _advised_once(folder, job, progress)
             for new, record in training.train(setting, state):
@@ -181,6 +250,7 @@ def play(job: Job, folder: RunFolder, clients: Sequence[Client], began: float, q
                 folder.save_state(new)
                 observe("saved")
                 state = new
+                played(state["round"])
                 progress.update(record)
                 tell(record)
             done = _conclude(folder, setting, state, began)
@@ -239,22 +309,31 @@ def _check_same_data(folder: RunFolder, setting: Setting, state: State | None) -
 
 
 @contextmanager
-def _recorded(folder: RunFolder, began: float) -> Iterator[None]:
-    """Write how the run stands into its folder, whatever way it ends."""
+def _recorded(folder: RunFolder, began: float) -> Iterator[Callable[[int], None]]:
+    """Write how the run stands into its folder, whatever way it ends; gives what is to be told each round that is saved."""
     before = folder.status()
     folder.set_status("running")
+    rounds, written = int(before["rounds"]), time.perf_counter()
+
+    def played(round: int) -> None:
+        nonlocal rounds, written
+        rounds, now = round, time.perf_counter()
+        if now - written >= EVERY:
+            folder.set_status("running", rounds=rounds, seconds=now - began)
+            written = now
+
     try:
-        yield
+        yield played
     except KeyboardInterrupt as stop:
-        folder.set_status("interrupted", seconds=time.perf_counter() - began)
-        stop.add_note(f"go on with: hansa resume {folder.path}")
+        folder.set_status("interrupted", rounds=rounds, seconds=time.perf_counter() - began)
+        stop.add_note(f"go on with: {folder.go_on}")
         raise
     except HansaError as error:
         # What could not be resumed stays what it was.
         if isinstance(error, InputError) and before["status"] != "running":
             folder.write_json("status.json", before)
         else:
-            folder.set_status("failed", seconds=time.perf_counter() - began, error=str(error))
+            folder.set_status("failed", rounds=rounds, seconds=time.perf_counter() - began, error=str(error))
             write_report(folder)
             if not isinstance(error, InputError):
                 error.add_note(f"its last good state is in {folder.path}")

@@ -15,8 +15,9 @@ from __future__ import annotations
 import math
 import time
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from hansa.runs import Run, resume, run, text_of
 from hansa.settings import Settings, settings_of, with_settings
 from hansa.standing import recorded, reopened
 from hansa.tracking.folder import RunFolder, list_runs
+from hansa.tracking.live import Tell, live
 from hansa.tracking.report import write_report
 from hansa.trials import Trial, plain, trial_of, write_table
 
@@ -72,10 +74,6 @@ class Search:
             "best": dict(self.chosen.settings), "seconds": self.seconds,
             "run": None if self.run is None else str(self.run.directory),
         }  # fmt: skip
-
-
-Progress = Callable[[int, int, str], None]
-"""Told after every round of any fit: rounds that are done, rounds at most, and in words how far the search is."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def search(
     at_once: int = AT_ONCE,
     directory: str | Path = "runs",
     quiet: bool = False,
-    progress: Progress = lambda done, of, what: None,
+    progress: Tell | None = None,
 ) -> Search:
     """Fit a job with many settings at once, on one engine and one loaded data set, and tell which setting is best.
 
@@ -128,7 +126,9 @@ def search(
     by:       the metric; ``evaluation.watch`` of the job where it is empty.
     refit:    run the best job in the end, on all training rows; its run folder is in the search's.
     at_once:  fits under way at the same time.
-    quiet:    no progress of the refit.
+    quiet:    no progress; without a terminal there is none anyway.
+    progress: told after every round of any fit the rounds that are done, rounds at most, and in words how far the search is; there is
+              no other progress then.
 
     A setting that fails (it diverges, a client raises) is a row that says so. Raises InputError before any work for what cannot
     work, and RunFailed when every setting failed.
@@ -148,7 +148,7 @@ def resume_search(
     job: Job | None = None,
     *,
     quiet: bool = False,
-    progress: Progress = lambda done, of, what: None,
+    progress: Tell | None = None,
 ) -> Search:
     """Go on with a search that was interrupted or killed: fits that had ended are not done again, and the table is the same.
 
@@ -181,11 +181,12 @@ def _candidates(job: Job, plan: _Plan) -> list[Job]:
 
 
 def _play(
-    job: Job, plan: _Plan, candidates: Sequence[Job], folder: RunFolder, began: float, quiet: bool, progress: Progress
-) -> Search:
+    job: Job, plan: _Plan, candidates: Sequence[Job], folder: RunFolder, began: float, quiet: bool,
+    progress: Tell | None,
+) -> Search:  # fmt: skip
     with recorded(folder, began):
         ended = folder.read_json("fits.json") if folder.has("fits.json") else {}
-        _fit(job, plan, candidates, folder, ended, progress)
+        live(partial(_fit, job, plan, candidates, folder, ended), quiet, "searching", progress)
         folds = range(max(1, plan.folds))
         table = tuple(
             trial_of(settings, [ended[_name(number, fold)] for fold in folds], plan.by)
@@ -194,8 +195,15 @@ def _play(
         write_table(folder, plan.by, plan.folds, table)
         sign = 1.0 if plan.by in metric.HIGHER_IS_BETTER else -1.0
         able = [number for number, trial in enumerate(table) if not trial.failure and not math.isnan(trial.mean)]
+        if not able and not any(trial.failure for trial in table):
+            raise InputError(
+                f"search: no client has rows for some of the {plan.folds} folds (write fewer folds, or leave split.test out)"
+                if plan.folds
+                else "search: no client has validation rows (raise split.validation, or judge by folds)"
+            )
         if not able:
-            raise RunFailed(f"search: no setting has a score; the first one: {table[0].failure or f'{plan.by} is not a number'}")
+            failure = next(trial.failure for trial in table if trial.failure)
+            raise RunFailed(f"search: no setting has a score; the first that failed: {failure}")
         best = max(able, key=lambda number: sign * table[number].mean)
         done = _refitted(candidates[best], folder, quiet) if plan.refit else None
         seconds = time.perf_counter() - began
@@ -204,7 +212,7 @@ def _play(
         return Search(job, table, plan.by, plan.folds, candidates[best], table[best], done, folder.path, seconds)
 
 
-def _fit(job: Job, plan: _Plan, candidates: Sequence[Job], folder: RunFolder, ended: dict[str, Any], progress: Progress) -> None:
+def _fit(job: Job, plan: _Plan, candidates: Sequence[Job], folder: RunFolder, ended: dict[str, Any], progress: Tell) -> None:
     """Do the fits that have not ended, and keep each as it ends, in ``fits.json`` and in ``ended``."""
     splits: list[Split] = [Fold.of(job.split, fold, plan.folds) for fold in range(plan.folds)] if plan.folds else [job.split]
     populations = [recipes.clients(job.data, job.partition, split, job.seed) for split in splits]

@@ -10,8 +10,8 @@ from typing import Any
 
 from hansa.core.errors import InputError, did_you_mean
 from hansa.core.randomness import generator
-from hansa.job import POLYMORPHIC, Evaluation, Job, Rounds
-from hansa.options import build, describe, option_fields
+from hansa.job import Job
+from hansa.options import describe, field_value, option_fields
 
 Settings = Mapping[str, Any]
 """Values by the dotted paths of options, as `--set` takes them: ``{"algorithm.local.learning_rate": 0.1}``."""
@@ -101,12 +101,14 @@ def with_settings(job: Job, settings: Settings, made: dict[str, Any] | None = No
         for parent in parents:
             table = table.setdefault(parent, {}) if isinstance(table, dict) else table
         if not isinstance(table, dict):
-            raise InputError(f"search {path}: {'.'.join(path.split('.')[:-1])} is a value, not a table")
+            above = path.rpartition(".")[0]
+            instead = f" (write {above}.name in the place of {above})" if isinstance(table, str) else ""
+            raise InputError(f"search {path}: {above} is a value, not a table{instead}")
         table[last] = value
     keys = {head: f"{head} = {table!r}" for head, table in tables.items()}
     for head, table in tables.items():
         if keys[head] not in made:
-            made[keys[head]] = _built(head, table)
+            made[keys[head]] = field_value(Job, head, table)
     return replace(job, **{head: made[key] for head, key in keys.items()})
 
 
@@ -118,7 +120,7 @@ def _readable(head: str, part: Any) -> dict[str, Any]:
     """The table of a part of the job, as a file would hold it. InputError where the part is an object that no table can give back."""
     table = _written(part)
     try:
-        if isinstance(table, dict) and describe(_built(head, table)) == describe(part):
+        if isinstance(table, dict) and describe(field_value(Job, head, table)) == describe(part):
             return table
     except InputError as error:
         why = f" ({error})"
@@ -142,9 +144,3 @@ def _written(part: Any) -> Any:
         if value is not None and (name == "name" or value != default):
             table[name] = _written(value)
     return table
-
-
-def _built(head: str, table: Any) -> Any:
-    if head == "transforms":
-        return tuple(build("transform", item, f"transforms[{place}]") for place, item in enumerate(table))
-    return build({"rounds": Rounds, "evaluation": Evaluation}.get(head) or POLYMORPHIC[head], table, head)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hansa.core.errors import HansaError, InputError
 from hansa.job import Job
-from hansa.runs import job_of, text_of
+from hansa.runs import job_of
 from hansa.tracking.folder import RunFolder
 
 
@@ -23,12 +23,7 @@ def reopened(directory: str | Path, job: Job | None, kind: str, mark: str, resum
     folder = RunFolder.open(Path(directory))
     if not folder.has(mark):
         raise InputError(f"{directory}: it is no {kind} ({mark} is missing); for a run write hansa.resume({str(directory)!r})")
-    text = folder.job_text()
-    if job is None:
-        job = job_of(text, directory, kind, resume)
-    elif text_of(job) != text:
-        raise InputError(f"{kind} {directory}: the job given is not the one of the {kind} (compare it with {directory}/job.toml)")
-    return folder, job
+    return folder, job_of(folder, job, kind, resume)
 
 
 @contextmanager
@@ -39,7 +34,7 @@ def recorded(folder: RunFolder, began: float) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:
         folder.set_status("interrupted", seconds=time.perf_counter() - began)
-        stop.add_note(f"go on with: hansa resume {folder.path}")
+        stop.add_note(f"go on with: {folder.go_on}")
         raise
     except HansaError as error:
         folder.set_status("failed", seconds=time.perf_counter() - began, error=str(error))

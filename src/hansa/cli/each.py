@@ -1,4 +1,4 @@
-"""The verb `each`: its live line, its table."""
+"""The verb `each`: its table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from hansa.cli import tables
-from hansa.cli.live import live
 from hansa.cli.search import MOST_ROWS
 
 if TYPE_CHECKING:
@@ -20,17 +19,14 @@ def started(job: Path, overrides: tuple[str, ...], by: str, runs: Path, as_json:
     from hansa.each import fit_each
     from hansa.job import load
 
-    loaded = load(job, overrides)
-    title = "fitting each client"
-    show(live(lambda tell: fit_each(loaded, by=by, directory=runs, progress=lambda d, of: tell(d, of, "")), quiet, title), as_json)
+    show(fit_each(load(job, overrides), by=by, directory=runs, quiet=quiet), as_json)
 
 
 def resumed(folder: Path, as_json: bool, quiet: bool) -> None:
     """Go on with the fits of each client and show their end."""
     from hansa.each import resume_each
 
-    title = "fitting each client"
-    show(live(lambda tell: resume_each(folder, progress=lambda done, of: tell(done, of, "")), quiet, title), as_json)
+    show(resume_each(folder, quiet=quiet), as_json)
 
 
 def show(done: Models, as_json: bool) -> None:

@@ -6,11 +6,13 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from hansa.cli.printable import printable_lines
 from hansa.core.errors import InputError, RunFailed
 
 home_option = click.option("--home", required=True, type=click.Path(path_type=Path), help="Folder with its keys and all it keeps.")
@@ -86,7 +88,6 @@ def server(
     """
     from hansa.cli import show
     from hansa.cli.logs import to_stderr
-    from hansa.core.errors import RunFailed
     from hansa.federated.server import Server
 
     to_stderr("warning" if quiet else "info")
@@ -102,7 +103,9 @@ def server(
             except RunFailed as error:
                 if not keep:
                     raise
-                click.echo(f"error: {error}", err=True)  # it is over; what administrators submit is played all the same
+                click.echo(
+                    f"error: {printable_lines(str(error))}", err=True
+                )  # it is over; what administrators submit is played all the same
         if job is None or keep:
             place.serve_forever()
 
@@ -139,7 +142,7 @@ def join(address: str, token: str, home: Path, as_json: bool) -> None:
     from hansa.cli import show
     from hansa.federated.client import Client
 
-    who = Client.join(address, token, home)
+    who = Client.join(address, token, home, lambda why: click.echo(why, err=True))
     until = f"{who.expires:%Y-%m-%d}"
     show.line({"joined as": who.name, "role": who.role, "until": until}, as_json)
 
@@ -244,7 +247,7 @@ def watch(run: str, home: Path, address: str, as_json: bool) -> None:
 
     with Admin(home, address) as admin:
         run = run or _newest(admin)
-        events = admin.watch(run)
+        events = admin.watch(run, _say_once())
         if as_json:
             for event in events:
                 click.echo(json.dumps({"time": event.time, "kind": event.kind, **event.content}))
@@ -253,6 +256,19 @@ def watch(run: str, home: Path, address: str, as_json: bool) -> None:
         else:
             for event in events:
                 click.echo(watching.line(event))
+
+
+def _say_once() -> Callable[[str], None]:
+    """Says on standard error what is not what was said before."""
+    last = ""
+
+    def say(what: str) -> None:
+        nonlocal last
+        if what != last:
+            click.echo(f"{what}; trying again", err=True)
+        last = what
+
+    return say
 
 
 def _newest(admin: Any) -> str:

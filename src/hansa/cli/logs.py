@@ -8,6 +8,8 @@ import re
 import sys
 import time
 
+from hansa.cli.printable import printable_lines
+
 FIELDS = ("run", "round", "client", "task")
 """What an entry names besides its message, where it is about one (``logging``'s ``extra``)."""
 
@@ -21,7 +23,7 @@ def without_secrets(text: str) -> str:
 
 class _Plain(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return without_secrets(super().format(record))
+        return printable_lines(without_secrets(super().format(record)))
 
 
 class _Json(logging.Formatter):

@@ -15,6 +15,7 @@ import click
 
 from hansa import __version__
 from hansa.cli.federation import verbs
+from hansa.cli.printable import printable_lines
 from hansa.core.errors import HansaError, InputError
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 3, 130
@@ -41,10 +42,10 @@ class Group(click.Group):
                 warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"hansa\.")
                 return super().invoke(ctx)
         except InputError as error:
-            click.echo(f"hansa: {error}", err=True)
+            click.echo(f"hansa: {printable_lines(str(error))}", err=True)
             ctx.exit(BAD_INPUT)
         except HansaError as error:
-            click.echo("; ".join([f"hansa: {error}", *getattr(error, "__notes__", ())]), err=True)
+            click.echo(printable_lines("; ".join([f"hansa: {error}", *getattr(error, "__notes__", ())])), err=True)
             ctx.exit(FAILED)
         except OSError as error:
             if error.errno == EPIPE:
@@ -133,19 +134,13 @@ def search(
     as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Fit a job with many settings at once and tell which is best."""
-    from hansa.cli.search import parsed, searched
+    from hansa.cli.search import parsed, show
     from hansa.job import load
     from hansa.searches import search as start
 
     quiet = quiet or as_json
     loaded, space = load(job, overrides), parsed(grid)
-    searched(
-        lambda tell: start(
-            loaded, space, folds=folds, random=random, by=by, refit=refit, directory=runs, quiet=True, progress=tell
-        ),
-        as_json,
-        quiet,
-    )
+    show(start(loaded, space, folds=folds, random=random, by=by, refit=refit, directory=runs, quiet=quiet), as_json)
 
 
 @main.command(epilog=example("hansa each sales.toml --by shop"))

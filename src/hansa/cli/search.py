@@ -1,16 +1,14 @@
-"""The verb `search`: what it reads, its live line, its table."""
+"""The verb `search`: what it reads, its table."""
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hansa.cli import tables
-from hansa.cli.live import Tell, live
 from hansa.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,11 +43,6 @@ def _value(word: str) -> Any:
         return tomllib.loads(f"value = {word}")["value"]
     except tomllib.TOMLDecodeError:
         return word
-
-
-def searched(work: Callable[[Tell], Search], as_json: bool, quiet: bool) -> None:
-    """Do a search under one live line, share of all rounds and how many fits have ended, and show its end."""
-    show(live(work, quiet, "searching"), as_json)
 
 
 def show(done: Search, as_json: bool) -> None:
@@ -103,4 +96,4 @@ def resumed(folder: Path, as_json: bool, quiet: bool) -> None:
     """Go on with a search and show its end."""
     from hansa.searches import resume_search
 
-    searched(lambda tell: resume_search(folder, quiet=quiet, progress=tell), as_json, quiet)
+    show(resume_search(folder, quiet=quiet), as_json)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hansa.cli import tables
-from hansa.cli.live import live
 
 if TYPE_CHECKING:
     from hansa.comparison import Comparison
@@ -107,15 +106,10 @@ def _times_table(done: Run) -> None:
 def compared(job: Job, repeats: int, runs: Path, as_json: bool, quiet: bool, title: str = "") -> None:
     """Run the job, compare it with other ways to learn, put the comparison into the run's report."""
     from hansa.comparison import compare
-    from hansa.runs import run as start
-    from hansa.tracking.folder import RunFolder
-    from hansa.tracking.report import write_report
 
-    done = start(job, directory=runs, quiet=quiet)
-    comparison = live(lambda tell: compare(job, repeats=repeats, progress=tell), quiet, "comparing ways to learn")
-    folder = RunFolder.open(done.directory)
-    folder.write_json("comparison.json", comparison.plain())
-    write_report(folder)
+    comparison = compare(job, repeats=repeats, directory=runs, quiet=quiet)
+    done = comparison.run
+    assert done is not None
     if as_json:
         as_object({**summary(done), "comparison": comparison.plain()})
         return
@@ -152,11 +146,15 @@ def rows(found: list[dict[str, str]], as_json: bool) -> None:
     if as_json:
         as_object({"rows": found})
         return
+    from rich.text import Text
+
+    from hansa.cli.printable import printable
+
     table = tables.table()
     for column in found[0] if found else ():
         table.add_column(column)
     for row in found:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*(Text(printable(str(value))) for value in row.values()))
     tables.show(table)
 
 

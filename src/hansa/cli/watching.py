@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from hansa.cli.printable import printable
 from hansa.core.errors import HansaError
 from hansa.tracking import labels
 
@@ -115,11 +116,6 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return printable(", ".join(map(str, value)) if isinstance(value, list) else str(value))
-
-
-def printable(text: str) -> str:
-    """The text on one line, without what a terminal would obey."""
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _short(text: str) -> str:

@@ -2,8 +2,9 @@
 
 ====================  ====================================================================================================
 job.toml              the job as it was given
+started.toml          the same, to know it again: what a run goes on with is the job that it was started with
 environment.json      where it ran, see :mod:`hansa.tracking.environment`
-status.json           status, error, started, seconds, rounds
+status.json           status, error, started, seconds of the process, rounds; while it goes on written at most once a second
 metrics.jsonl         one JSON object a round: "round", numbers ("train/loss", "clients", "seconds", "bytes_up", ...), "failures"
 state.safetensors     the whole state after the last round, see :mod:`hansa.tracking.tree`
 params.safetensors    the model's params alone under their own names, for any reader of safetensors
@@ -86,6 +87,7 @@ class RunFolder:
     def begin(self, job_text: str) -> None:
         """Write what a run's folder has before its first round. The lock must be held."""
         self.write_text("job.toml", job_text)
+        self.write_text("started.toml", job_text)
         self.write_json("environment.json", environment())
         self.write_text("metrics.jsonl", "")
         started = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -102,6 +104,11 @@ class RunFolder:
         folder = cls(path)
         folder.status()
         return folder
+
+    @property
+    def go_on(self) -> str:
+        """What to do for a run that was interrupted to go on."""
+        return f"hansa resume {self.path}"
 
     def lock(self) -> None:
         """Become the one process that writes this run; the kernel lets go of it when the process ends, however it ends."""
@@ -162,10 +169,17 @@ class RunFolder:
 
     def job(self) -> dict[str, Any]:
         """The job as plain values, not checked against the options that exist."""
+        return self._table("job.toml")
+
+    def started(self) -> dict[str, Any]:
+        """As :meth:`job`, the one that was started."""
+        return self._table("started.toml" if self.has("started.toml") else "job.toml")
+
+    def _table(self, name: str) -> dict[str, Any]:
         try:
-            return tomllib.loads(self.job_text())
+            return tomllib.loads((self.path / name).read_text("utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"damaged file {self.path / 'job.toml'}: {error}; write the job's text there again") from error
+            raise InputError(f"damaged file {self.path / name}: {error}; write the job's text there again") from error
 
     def set_status(
         self, status: Status, *, error: str | None = None, seconds: float | None = None, rounds: int | None = None
@@ -184,16 +198,20 @@ class RunFolder:
 
     def summary(self) -> RunSummary:
         status = self.status()
+        running = status["status"] == "running"
         # Nobody writes a run that says it is running: its process was killed.
-        dead = status["status"] == "running" and not self._lock.is_held()
+        dead = running and not self._lock.is_held()
         records = self.metrics()
+        rounds, seconds = status["rounds"], status["seconds"]
+        if running and records:  # they are newer than the status
+            rounds, seconds = int(records[-1]["round"]), max(seconds, sum(record.get("seconds", 0.0) for record in records))
         return RunSummary(
             path=self.path,
             name=str(self.job().get("name", self.path.name)),
             status="interrupted" if dead else status["status"],
             started=status["started"],
-            seconds=status["seconds"],
-            rounds=int(records[-1]["round"]) if dead and records else status["rounds"],
+            seconds=seconds,
+            rounds=rounds,
             metrics=records[-1] if records else {},
         )
 

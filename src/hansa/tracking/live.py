@@ -11,8 +11,13 @@ Tell = Callable[[int, int, str], None]
 """(done, of, in words)."""
 
 
-def live(work: Callable[[Tell], R], quiet: bool, title: str) -> R:
-    """Do work that tells how far it is: its share, the time left and its words stand in one line while it goes on."""
+def live(work: Callable[[Tell], R], quiet: bool, title: str, told: Tell | None = None) -> R:
+    """Do work that tells how far it is: its share, the time left and its words stand in one line while it goes on.
+
+    On anything but a terminal, and where ``quiet``, nothing is shown; nor where ``told`` is there to be told instead.
+    """
+    if told is not None:
+        return work(told)
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
