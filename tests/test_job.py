@@ -19,9 +19,8 @@ from hansa import job, opening
 from hansa.algorithms import server_optimizers
 from hansa.cli.starter import starter_text
 from hansa.core.schedules import Cosine
-from hansa.job import from_text, load, to_table
+from hansa.job import from_text, load, to_table, to_text
 from hansa.options import LEARNER, Part, json_schema, registry
-from hansa.runs import text_of
 
 SHORT = """
 [data]
@@ -42,7 +41,7 @@ batch_size = 10
 
 def test_starter_job_is_valid_and_survives_being_written() -> None:
     job = from_text(starter_text())
-    assert to_table(from_text(text_of(job))) == to_table(job)
+    assert to_table(from_text(to_text(job))) == to_table(job)
 
 
 def test_lbfgs_takes_no_clipped_answers() -> None:

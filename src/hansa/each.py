@@ -30,7 +30,6 @@ from hansa.data.files import File
 from hansa.data.partition import Column
 from hansa.fits import Failed, Fit, Fitted, fit_many, quietly_evaluated, restored
 from hansa.job import Job
-from hansa.runs import text_of
 from hansa.standing import recorded, reopened
 from hansa.tracking.folder import RunFolder
 from hansa.tracking.live import Tell, live
@@ -121,7 +120,7 @@ def fit_each(
         raise InputError(f"each: at_once = {at_once} lets nothing begin (write 1 or more)")
     opening.launch(job)
     clients = opening.clients_of(job)
-    folder = RunFolder.create(Path(directory), f"{job.name or 'job'}-each", text_of(job))
+    folder = RunFolder.create(Path(directory), f"{job.name or 'job'}-each", jobs.to_text(job))
     folder.write_text(PLAN, f"at_once = {at_once}\n")
     return _shown(job, clients, at_once, folder, began, quiet, progress)
 

@@ -314,6 +314,13 @@ def to_table(job: Job) -> dict[str, Any]:
     return describe(job)
 
 
+def to_text(job: Job) -> str:
+    """The job as TOML."""
+    import tomli_w
+
+    return tomli_w.dumps(to_table(job))
+
+
 def is_plain(job: Job) -> bool:
     """Whether the job can be read back from its TOML text."""
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,10 +23,9 @@ from hansa.core.errors import HansaError, InputError
 from hansa.core.loop import Observer, unobserved
 from hansa.core.params import Params
 from hansa.core.store import DiskStore
-from hansa.core.synchrony import WHERE
 from hansa.job import Job
 from hansa.opening import Setting
-from hansa.options import field_value
+from hansa.resumed import job_of, rounds_played
 from hansa.tracking.advice import LEAST, advice
 from hansa.tracking.folder import RunFolder
 from hansa.tracking.progress import Progress
@@ -90,13 +88,13 @@ def run(job: Job | str | Path, *, directory: str | Path = "runs", quiet: bool = 
     """
     job = job if isinstance(job, Job) else jobs.load(job)
     launch = opening.launch(job)
-    begun = _begun_by(launch, Path(directory), text_of(job)) if launch else None
+    begun = _begun_by(launch, Path(directory), jobs.to_text(job)) if launch else None
     if begun is not None:
         return resume(begun, job, quiet=quiet, observe=observe)
     name = job.name or f"{getattr(job.data, 'name', 'data')}-{job.algorithm.name}"
     began = time.perf_counter()
     clients = opening.clients_of(job)
-    folder = RunFolder.create(Path(directory), name, text_of(job))
+    folder = RunFolder.create(Path(directory), name, jobs.to_text(job))
     if launch:
         folder.write_text(LAUNCH, launch)
     return play(job, folder, clients, began, quiet, observe)
@@ -117,99 +115,13 @@ def resume(directory: str | Path, job: Job | None = None, *, quiet: bool = False
         raise InputError(f"{directory}: it is a search, not a run; write hansa.resume_search({str(directory)!r})")
     if folder.has("each.toml"):
         raise InputError(f"{directory}: it holds models per client, and is no run; write hansa.resume_each({str(directory)!r})")
-    given, job = job, job_of(folder, job, "run", "resume", played=_played(folder))
+    given, job = job, job_of(folder, job, "run", "resume", played=rounds_played(folder))
     opening.launch(job)
     clients = opening.clients_of(job)
     folder.lock()
     if given is not None:
-        folder.write_text("job.toml", text_of(job))
+        folder.write_text("job.toml", jobs.to_text(job))
     return play(job, folder, clients, time.perf_counter(), quiet, observe)
-
-
-def job_of(folder: RunFolder, given: Job | None, kind: str, resume: str, played: int | None = None) -> Job:
-    """The job that goes on in a folder: the one given, or that of its ``job.toml``; either is the one that was started there, but for
-    where its work is done, and for how long.
-
-    kind:    what the folder is of, in a word.
-    resume:  the function that goes on with it.
-    played:  rounds of a run that stay what they are; None for what is more than one run, whose rounds.count stays what it is.
-
-    Raises InputError for another job, and for a text that holds descriptions of objects, where no job is given.
-    """
-    now = folder.job() if given is None else tomllib.loads(text_of(given))
-    was = folder.started()
-    if changed := _changed(was, now, played is not None and _same_rates(was, now, played)):
-        what = "job.toml is not the job that was started" if given is None else f"the job given is not the one of the {kind}"
-        remedy = "write it as it was" if given is None else f"give the job of {folder.path}/started.toml"
-        raise InputError(f"{kind} {folder.path}: {what}: {changed} ({remedy}, or start anew)")
-    if given is not None:
-        return given
-    try:
-        return jobs.from_table(now)
-    except InputError as error:
-        raise InputError(
-            f"{kind} {folder.path}: its job.toml cannot be read back ({error}); if the {kind} was started from Python objects, "
-            f"write hansa.{resume}({str(folder.path)!r}, job) with the same job"
-        ) from None
-
-
-SHOWN = 3
-"""Options that are named where a job is not the same."""
-
-
-def _changed(was: Mapping[str, Any], now: Mapping[str, Any], longer: bool) -> str:
-    """In which options a job differs from another one, the first of them in words; empty for the same job. longer: ``rounds.count`` may."""
-    if was == now:
-        return ""
-    free = {"rounds.count"} if longer else set()
-    before, after = (
-        {path: value for path, value in _leaves(table) if path not in free and not _is_where(path)}
-        for table in _comparable(was, now)
-    )
-    paths = [path for path in dict.fromkeys([*before, *after]) if before.get(path) != after.get(path)]
-    said = [f"{path} is {_told(after.get(path))} and was {_told(before.get(path))}" for path in paths[:SHOWN]]
-    return ", ".join(said) + (f", and {len(paths) - SHOWN} more" if len(paths) > SHOWN else "")
-
-
-def _same_rates(was: Mapping[str, Any], now: Mapping[str, Any], played: int) -> bool:
-    """Whether the rounds that were played are those of the job with another ``rounds.count``, which a schedule may look at."""
-    before, after = (field_value(Job, "rounds", table.get("rounds", {})) for table in (was, now))
-    if after.count < played:
-        return False
-    rounds = range(1, played + 1)
-    return all(before.schedule.factor(k, before.count) == after.schedule.factor(k, after.count) for k in rounds)
-
-
-def _played(folder: RunFolder) -> int:
-    records = folder.metrics()
-    return int(records[-1]["round"]) if records else 0
-
-
-def _comparable(*tables: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The tables with what they leave out, as far as they can be read: an option at its default may be written or not."""
-    try:
-        return [jobs.to_table(jobs.from_table(table)) for table in tables]
-    except InputError:
-        return list(tables)
-
-
-def _leaves(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
-
-
-def _is_where(path: str) -> bool:
-    """Whether an option says where the work is done, and not what."""
-    head, _, rest = path.partition(".")
-    return head == "engine" or (head == "algorithm" and rest.partition(".")[0] in WHERE)
-
-
-def _told(value: Any) -> str:
-    shown = repr(value)
-    return "left out" if value is None else shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 def _begun_by(launch: str, directory: Path, text: str) -> Path | None:
@@ -219,13 +131,6 @@ def _begun_by(launch: str, directory: Path, text: str) -> Path | None:
         if mark.read_text() == launch and folder.job_text() == text and folder.status()["status"] != "finished":
             return mark.parent
     return None
-
-
-def text_of(job: Job) -> str:
-    """The job as TOML."""
-    import tomli_w
-
-    return tomli_w.dumps(jobs.to_table(job))
 
 
 def play(job: Job, folder: RunFolder, clients: Sequence[Client], began: float, quiet: bool, observe: Observer) -> Run:

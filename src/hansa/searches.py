@@ -32,7 +32,7 @@ from hansa.data.folds import Fold, Interleaved
 from hansa.data.split import Split
 from hansa.fits import Fit, Fitted, fit_many, quietly_evaluated
 from hansa.job import Job
-from hansa.runs import Run, resume, run, text_of
+from hansa.runs import Run, resume, run
 from hansa.settings import Settings, settings_of, with_settings
 from hansa.standing import recorded, reopened
 from hansa.tracking.folder import RunFolder, list_runs
@@ -138,7 +138,7 @@ def search(
     plan = _Plan(settings_of(space, random, job.seed), folds, by or job.evaluation.watch, refit, at_once)
     candidates = _candidates(job, plan)
     opening.launch(job)
-    folder = RunFolder.create(Path(directory), f"{job.name or 'job'}-search", text_of(job))
+    folder = RunFolder.create(Path(directory), f"{job.name or 'job'}-search", jobs.to_text(job))
     folder.write_text(PLAN, plan.text())
     return _play(job, plan, candidates, folder, began, quiet, progress)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hansa.core.errors import HansaError, InputError
 from hansa.job import Job
-from hansa.runs import job_of
+from hansa.resumed import job_of
 from hansa.tracking.folder import RunFolder
 
 

@@ -29,7 +29,7 @@ from hansa.core.store import MemoryStore
 from hansa.core.worker import WorkCall, Worker
 from hansa.federated.server import Server
 from hansa.federation import audit, parcels
-from hansa.runs import text_of
+from hansa.job import to_text
 from tests.federation.parties import end, joined, process, served
 
 NAMES = ("client-000", "client-001")
@@ -90,7 +90,7 @@ def given(gibibytes: float, folder: Path) -> hansa.Job:
 def large(folder: Path, gibibytes: float, in_turn: bool = False, patience: float = 3600.0) -> Measured:
     """Play the round in a folder; fails where it does not end well within ``patience`` seconds."""
     job = given(gibibytes, folder)
-    (folder / "job.toml").write_text(text_of(served(job, clients=len(NAMES), liveness=patience)))
+    (folder / "job.toml").write_text(to_text(served(job, clients=len(NAMES), liveness=patience)))
     with Server(home=folder / "server", listen="127.0.0.1:0", quiet=True) as server:
         homes, port = joined(server, job, folder, NAMES), server.port
     for home in homes:

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 import hansa
 from hansa.federated.server import Server
 from hansa.federation import audit
-from hansa.runs import text_of
+from hansa.job import to_text
 from tests.federation.forge import Forge, Forged
 from tests.federation.parties import NAMES, job, joined, same_bits, served, simulated
 from tests.federation.test_faults import LOCAL, free_port
@@ -73,7 +73,7 @@ def soak(folder: Path, faults: int, seed: int = 1, clients: int = 3, every: floa
     with Server(home=folder / "server", listen=f"127.0.0.1:{port}", quiet=True) as server:
         for home in joined(server, given, folder, names):
             (home / "server.toml").write_text(tomli_w.dumps({"address": f"127.0.0.1:{port}"}))
-    (folder / "job.toml").write_text(text_of(served(given, clients=clients)))
+    (folder / "job.toml").write_text(to_text(served(given, clients=clients)))
     with Forge() as forge:
         members = Members(folder, forge, port)
         for name in ("server", *names):

@@ -23,7 +23,7 @@ from hansa.federated.client import Client
 from hansa.federated.server import Server
 from hansa.federation import audit, faults
 from hansa.federation.credentials import Credentials
-from hansa.runs import text_of
+from hansa.job import to_text
 from tests.federation.forge import Forge, Forged
 from tests.federation.parties import job, joined, same_bits, served, simulated, threads
 
@@ -107,7 +107,7 @@ def found(folder: Path, given: hansa.Job, **options: Any) -> Founded:
     port = free_port()
     with Server(home=folder / "server", listen=f"127.0.0.1:{port}", quiet=True) as server:
         joined(server, given, folder, NAMES)
-    (folder / "job.toml").write_text(text_of(served(given, **({"clients": len(NAMES)} | options))))
+    (folder / "job.toml").write_text(to_text(served(given, **({"clients": len(NAMES)} | options))))
     return Founded(folder, port, given, simulated(given, folder / "elsewhere"))
 
 

@@ -17,7 +17,7 @@ from hansa.federated.client import Client
 from hansa.federated.relay import Relay
 from hansa.federated.server import Server
 from hansa.federation.state import State
-from hansa.runs import text_of
+from hansa.job import to_text
 from tests.federation.forge import Forge, Forged
 from tests.federation.parties import joined, same_bits, served, simulated, threads, until
 from tests.federation.test_faults import NAMES, free_port, scaffold
@@ -32,7 +32,7 @@ def forge() -> Iterator[Forge]:
 @contextlib.contextmanager
 def two_servers(folder: Path, url: str, forge: Forge, given: Any) -> Iterator[tuple[list[Forged], State]]:
     """Processes on one database, and clients that know the addresses of both."""
-    (folder / "job.toml").write_text(text_of(served(given, clients=len(NAMES))))
+    (folder / "job.toml").write_text(to_text(served(given, clients=len(NAMES))))
     shared = ("--database", url, "--blobs", str(folder / "blobs"), "--authority", str(folder / "authority"))
     ports = [free_port() for _ in range(2)]
     with Server(

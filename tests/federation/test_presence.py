@@ -17,14 +17,14 @@ from hansa.federated.admin import Admin
 from hansa.federated.server import Server
 from hansa.federation.runs import RunRow
 from hansa.federation.waiting import awaited
-from hansa.runs import text_of
+from hansa.job import to_text
 from tests.federation.parties import NAMES, job, joined, served, threads, until
 
 ENGINE = served(job(), clients=3)
 
 
 def row(id: str, leased: float = 0.0) -> RunRow:
-    return RunRow(id, "name", text_of(ENGINE), "waiting", "", "admin", 0.0, False, None, 0, None, None, leased)
+    return RunRow(id, "name", to_text(ENGINE), "waiting", "", "admin", 0.0, False, None, 0, None, None, leased)
 
 
 @pytest.mark.parametrize(

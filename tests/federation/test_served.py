@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hansa.federated.client import Client
 from hansa.federation.served import Served
-from hansa.runs import text_of
+from hansa.job import to_text
 from tests.federation.parties import job, mine, served
 
 CALLS = ["a" * 64, "b" * 64, "c" * 64]
@@ -29,6 +29,6 @@ def test_what_a_crash_cut_off_is_no_call(tmp_path: Path) -> None:
 def test_a_clients_own_state_is_durable_before_its_report(tmp_path: Path) -> None:
     """Else a power cut could take from the client what the server has used."""
     client = Client("127.0.0.1:1", data=mine(job(), "client-000"), home=tmp_path, name="client-000")
-    store = client._open(text_of(served(job())), "run-1", 0, 1).worker.store
+    store = client._open(to_text(served(job())), "run-1", 0, 1).worker.store
     store.write(1, {"client-000": {}})
     assert store._open().execute("PRAGMA synchronous").fetchone() == (2,)  # type: ignore[attr-defined]  # a DiskStore, of whose insides the contract does not speak

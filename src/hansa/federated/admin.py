@@ -12,7 +12,6 @@ from typing import Any
 import grpc
 
 from hansa import job as jobs
-from hansa import runs
 from hansa.core.errors import InputError, RunFailed
 from hansa.federated.client import addresses_of, known_addresses
 from hansa.federated.home import Home
@@ -56,7 +55,7 @@ class Admin:
 
     def submit(self, job: Job | str | Path) -> str:
         """Have the server play a job; returns the run's id. InputError for a job that cannot be played."""
-        text = runs.text_of(job if isinstance(job, Job) else jobs.load(job))
+        text = jobs.to_text(job if isinstance(job, Job) else jobs.load(job))
         reply: Any = self._ask("Submit", pb.SubmitRequest(protocol=PROTOCOL, job=text))
         return str(reply.run)
 

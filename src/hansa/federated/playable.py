@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from hansa import job as jobs
-from hansa import runs
 from hansa.core.errors import InputError
 from hansa.data.elsewhere import Elsewhere
 from hansa.federated.foreign import named_code
@@ -23,7 +22,7 @@ def playable(job: Job | str | Path) -> str:
     """The job's text. InputError for a job that no server can play."""
     loaded = job if isinstance(job, Job) else jobs.load(job)
     _check(loaded)
-    text = runs.text_of(loaded)
+    text = jobs.to_text(loaded)
     if isinstance(job, Job) and not jobs.is_plain(loaded):
         raise InputError(
             "server: clients are told the job as TOML, and this one holds objects that TOML cannot (name them in a file)"

@@ -179,7 +179,7 @@ class Player:
         )  # fmt: skip
         engine = DescribedEngine(playing, self._runs / row.id)
         hosted = replace(job, engine=_Hosted(engine, options), rounds=replace(job.rounds, block=1))
-        folder = ServedFolder.open_for(self._runs, row, self._owner, office.state, office.blobs, engine.tidy, runs.text_of(hosted))
+        folder = ServedFolder.open_for(self._runs, row, self._owner, office.state, office.blobs, engine.tidy, jobs.to_text(hosted))
         tell = self._teller(row.id)
 
         def observe(stage: str) -> None:
