@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -63,9 +64,14 @@ class Setting:
 def launch(job: Job) -> str:
     """Where a launcher has started this program several times, only one goes on from here: the others work for it, and end with it.
 
-    Returns what identifies the launch over its restarts, empty for none.
+    Returns what identifies the launch over its restarts, empty for none. InputError where the job's engine is none that is launched.
     """
-    serve = getattr(job.engine, "serve", None)
+    serve, times = getattr(job.engine, "serve", None), os.environ.get("WORLD_SIZE", "1")
+    if serve is None and "TORCHELASTIC_RUN_ID" in os.environ and times != "1":
+        raise InputError(
+            f"engine.name = {job.engine.name!r}: torchrun has started this program {times} times, and each would train the whole model "
+            "(write engine.name = 'torchrun', or start it without torchrun)"
+        )
     return "" if serve is None else str(serve())
 
 

@@ -135,6 +135,13 @@ def test_a_rank_that_cannot_begin_is_an_error(monkeypatch: pytest.MonkeyPatch) -
     running.stop()
 
 
+def test_a_job_of_another_engine_is_not_trained_by_every_rank(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"engine.name = 'inline': torchrun has started this program 2 times"):
+        hansa.run(hansa.Job(hansa.BuiltIn("iris"), MLP(), hansa.FedAvg(), partition=hansa.IID(clients=2)), directory=tmp_path)
+
+
 def test_without_torch_the_engine_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(InputError, match=r"pip install 'hansa\[torch\]'"):

@@ -51,5 +51,5 @@ def show(done: Models, as_json: bool) -> None:
     if len(done.table) > MOST_ROWS:
         click.echo(f"({len(done.table) - MOST_ROWS} more in table.csv)")
     if failed:
-        click.echo(f"{len(failed)} failed; the first: {failed[0].ended}")
+        click.echo(f"{len(failed)} failed; the first, {failed[0].client}: {failed[0].ended}")
     click.echo(f"\neach    {done.directory}\ntable   {done.directory / 'table.csv'}")
