@@ -84,7 +84,8 @@ def test_who_watches_goes_on_after_the_server_was_away(tmp_path: Path) -> None:
 
     def watch() -> None:
         with Admin(tmp_path / "server") as admin:
-            seen.extend(admin.watch(run, said.append))
+            for event in admin.watch(run, said.append):
+                seen.append(event)
 
     address = "127.0.0.1:0"
     watching: threading.Thread | None = None
@@ -98,7 +99,7 @@ def test_who_watches_goes_on_after_the_server_was_away(tmp_path: Path) -> None:
                 until(lambda server=server, run=run: server.office.state.events(run, 0))
                 watching = threading.Thread(target=watch)
                 watching.start()
-                until(lambda: threading.active_count())
+                until(lambda: seen)
                 server.stop_playing()
                 training.join()
             else:

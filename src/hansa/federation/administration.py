@@ -77,7 +77,7 @@ class AdministrationService(rpc.AdministrationServicer):
         try:
             await asyncio.to_thread(self._office.state.ask_to_stop, request.run)
         except InputError as error:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+            await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
         await asyncio.to_thread(self._office.audit.write, who.name, "stop", run=request.run)
         self._office.bell.ring()
         return pb.StopReply()
