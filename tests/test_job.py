@@ -162,8 +162,8 @@ def test_a_text_or_a_table_means_in_python_what_it_means_in_a_file(name: str, gi
 
 
 def test_a_text_or_a_table_may_stand_for_what_a_part_holds() -> None:
-    algorithm = hansa.FedAvg(server="adam", local=hansa.Local(optimizer={"name": "sgd", "momentum": 0.9}))  # type: ignore[arg-type]
-    made = hansa.Job(data="iris", learner="sklearn", algorithm=algorithm, rounds=hansa.Rounds(count="5", schedule="cosine"))  # type: ignore[arg-type]
+    algorithm = hansa.FedAvg(server="adam", local=hansa.Local(optimizer={"name": "sgd", "momentum": 0.9}))
+    made = hansa.Job(data="iris", learner="sklearn", algorithm=algorithm, rounds=hansa.Rounds(count="5", schedule="cosine"))
     assert made.algorithm == hansa.FedAvg(server=server_optimizers.Adam(), local=hansa.Local(optimizer=hansa.SGD(momentum=0.9)))
     assert made.rounds == hansa.Rounds(count=5, schedule=Cosine())
 
@@ -194,14 +194,14 @@ WRONG = {
     "a table for transforms": ({"transforms": {"name": "clip"}}, r"^transforms = \{'name': 'clip'\}: must be a list"),
     "a transform": ({"transforms": [3]}, r"^transforms\[0\] = 3: it is no transform, .*clip"),
     "the local Adam": (
-        {"algorithm": hansa.FedAvg(server=hansa.Adam())},  # type: ignore[arg-type]
+        {"algorithm": hansa.FedAvg(server=hansa.Adam())},
         r"^algorithm\.server: hansa\.Adam is another Adam .*write hansa\.algorithms\.server_optimizers\.Adam, or .*'adam'",
     ),
     "the server's Adam": (
-        {"algorithm": hansa.FedAvg(local=hansa.Local(optimizer=server_optimizers.Adam()))},  # type: ignore[arg-type]
+        {"algorithm": hansa.FedAvg(local=hansa.Local(optimizer=server_optimizers.Adam()))},
         r"^algorithm\.local\.optimizer: hansa\.algorithms\.server_optimizers\.Adam is another Adam .*write hansa\.Adam, or",
     ),
-    "no optimiser": ({"algorithm": hansa.FedAvg(server=3)}, r"^algorithm\.server = 3: .*sgd, momentum"),  # type: ignore[arg-type]
+    "no optimiser": ({"algorithm": hansa.FedAvg(server=3)}, r"^algorithm\.server = 3: .*sgd, momentum"),
     "half a client": ({"rounds": hansa.Rounds(clients=2.5)}, r"^rounds\.clients = 2\.5: above 1 it is a number of clients"),
     "half a judge": ({"evaluation": hansa.Evaluation(clients=1.5)}, r"^evaluation\.clients = 1\.5: above 1"),
 }  # fmt: skip

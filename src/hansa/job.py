@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Interval
 from hansa.core.clock import Clock
 from hansa.core.contracts import Demanding, UnboundLearner
 from hansa.core.devices import Devices
-from hansa.core.errors import InputError, did_you_mean
+from hansa.core.errors import InputError, did_you_mean, refuse_class
 from hansa.core.schedules import Constant, Schedule
 from hansa.core.worker import Weighting
 from hansa.data.partition import Column
@@ -135,8 +135,7 @@ def adapt(given: Any) -> tuple[UnboundLearner, Any]:
     """
     if isinstance(given, (str, Mapping)):
         return build("learner", given), None
-    if isinstance(given, type):
-        raise InputError(f"learner: {given.__name__} is a class, not an object of it (write {given.__name__}(...))")
+    refuse_class(given, "learner")
     if hasattr(given, "bind"):
         return given, None
     kind = type(given)

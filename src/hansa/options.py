@@ -17,7 +17,7 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from hansa.core.contracts import UnboundLearner
-from hansa.core.errors import InputError, did_you_mean
+from hansa.core.errors import InputError, did_you_mean, refuse_class
 
 GROUPS = ("data", "learner", "algorithm", "partition", "preparation", "transform", "engine")
 
@@ -165,7 +165,7 @@ def _is_options(value: Any) -> bool:
 def _part(part: Part, value: Any, path: str) -> Any:
     if isinstance(value, (str, Mapping)):
         return build(part.group, value, path)
-    _refuse_class(value, path)
+    refuse_class(value, path)
     value = checked(value, path) if _is_options(value) else value
     if any(all(_has(value, name) for name in kind) for kind in part.kinds):
         return value
@@ -183,7 +183,7 @@ def _choice(rule: _Rule, value: Any, path: str) -> Any:
     allowed, option = rule.allowed, rule.option
     if isinstance(value, allowed):
         return checked(value, path)
-    _refuse_class(value, path)
+    refuse_class(value, path)
     if isinstance(value, str) and len(allowed) > 1:
         value = {"name": value}
     if not isinstance(value, Mapping):
@@ -199,11 +199,6 @@ def _choice(rule: _Rule, value: Any, path: str) -> Any:
         kind = "choice" if "." in path else path
         raise InputError(f"{path}.name = {name!r}: there is no such {kind}{did_you_mean(str(name), by_name)}")
     return build(by_name[name], value, path)
-
-
-def _refuse_class(value: Any, path: str) -> None:
-    if isinstance(value, type):
-        raise InputError(f"{path}: {value.__name__} is a class, not an object of it (write {value.__name__}(...))")
 
 
 def _misplaced(allowed: tuple[type, ...], value: Any, path: str) -> str:

@@ -120,9 +120,9 @@ def test_a_path_may_be_a_path_object_and_begin_at_home(tmp_path: Path, monkeypat
     path.write_text("x,y\n1,0\n2,1\n")
     monkeypatch.setenv("HOME", str(tmp_path))
     for kind in (File, Parts):
-        assert kind(path=path, label="y") == kind(path=str(path), label="y")  # type: ignore[arg-type]  # a job's file knows text alone
-        assert kind(path=Path("~/a.csv"), label="y").task in (None, "classification")  # type: ignore[arg-type]
-    assert len(File(path=Path("~") / "a.csv", label="y").read()) == 2  # type: ignore[arg-type]
+        assert kind(path=path, label="y") == kind(path=str(path), label="y")
+        assert kind(path=Path("~/a.csv"), label="y").task in (None, "classification")
+    assert len(File(path=Path("~") / "a.csv", label="y").read()) == 2
 
 
 @pytest.mark.parametrize("named", [False, True])

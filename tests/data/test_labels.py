@@ -161,4 +161,4 @@ def test_options_about_labels_need_a_label() -> None:
     assert (rows.y, rows.task, list(rows.x.columns)) == (None, "unlabelled", ["x"])
     for options in ({"positive": 1}, {"task": "classification"}):
         with pytest.raises(InputError, match=rf"data.{next(iter(options))}: says what labels mean, and data.label names none"):
-            hansa.from_table(frame, client="owner", **options)  # type: ignore[arg-type]  # options of several types
+            hansa.from_table(frame, client="owner", **options)

@@ -150,7 +150,7 @@ def test_what_cannot_work_is_said_in_one_sentence(options: dict[str, Any], sente
 def test_one_text_for_a_list_of_columns_is_refused() -> None:
     for option in ("features", "drop"):
         with pytest.raises(InputError, match=rf"data.{option} = 'n': is one text, and a list of columns is needed"):
-            from_partitions(dask_frame(), "y", **{option: "n"})  # type: ignore[arg-type]  # a text is an iterable of texts, too
+            from_partitions(dask_frame(), "y", **{option: "n"})
 
 
 def test_a_persisted_frame_of_a_cluster_and_a_table_in_memory_are_refused() -> None:

@@ -27,7 +27,7 @@ from hansa.federation import audit, link
 from tests.federation.parties import NAMES, job, joined, process, served, threads, until, working
 
 PAGE = (Path(__file__).parents[2] / "docs" / "federation.md").read_text()
-SHELL, JOB, MINE = re.search(r"```sh\n(.*?)```.*?```toml\n(.*?)```.*?```toml\n(.*?)```", PAGE, re.DOTALL).groups()  # type: ignore[union-attr]  # the page begins with these three
+SHELL, JOB, MINE = re.search(r"```sh\n(.*?)```.*?```toml\n(.*?)```.*?```toml\n(.*?)```", PAGE, re.DOTALL).groups()
 
 
 def blocks_of_rows(folder: Path, count: int = 4) -> list[Path]:
@@ -97,7 +97,7 @@ def free_address() -> str:
 def test_who_joins_where_no_server_is_hears_of_it_at_once_and_ends(
     address: str, why: str, two: tuple[Server, Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link.Link.soon, "__defaults__", (*link.Link.soon.__defaults__[:-1], 0.5))  # type: ignore[index]
+    monkeypatch.setattr(link.Link.soon, "__defaults__", (*link.Link.soon.__defaults__[:-1], 0.5))
     address, token = free_address() if address == "nothing" else address, two[0].token("a")
     said = CliRunner().invoke(main, ["join", address, token, "--home", str(tmp_path / "a")])
     assert said.exit_code == 3, said.output

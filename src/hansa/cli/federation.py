@@ -103,9 +103,8 @@ def server(
             except RunFailed as error:
                 if not keep:
                     raise
-                click.echo(
-                    f"error: {printable_lines(str(error))}", err=True
-                )  # it is over; what administrators submit is played all the same
+                # It is over; what administrators submit is played all the same.
+                click.echo(f"error: {printable_lines(str(error))}", err=True)
         if job is None or keep:
             place.serve_forever()
 

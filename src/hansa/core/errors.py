@@ -29,6 +29,12 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else f" (allowed: {', '.join(names) or 'nothing'})"
 
 
+def refuse_class(given: object, path: str) -> None:
+    """InputError for a class in the place of an object of it."""
+    if isinstance(given, type):
+        raise InputError(f"{path}: {given.__name__} is a class, not an object of it (write {given.__name__}(...))")
+
+
 def missing_extra(package: str, extra: str) -> InputError:
     """The error for an optional framework that is not installed."""
     return InputError(f"{package} is not installed; write: pip install 'hansa[{extra}]'")

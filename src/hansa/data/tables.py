@@ -223,9 +223,8 @@ def _from_objects(values: Any, where: str) -> np.ndarray:
         return column.to_numpy(dtype=np.int64)
     if pd.api.types.is_float_dtype(column.dtype):
         return column.to_numpy(dtype=np.float64)
-    if all(
-        isinstance(value, bool | int | np.bool_ | np.integer) for value in column
-    ):  # true and false in one place, 1 and 0 in another
+    # True and false in one place, 1 and 0 in another.
+    if all(isinstance(value, bool | int | np.bool_ | np.integer) for value in column):
         return column.to_numpy().astype(np.int64)
     if not pd.api.types.is_object_dtype(column.dtype) and not pd.api.types.is_string_dtype(column.dtype):
         raise InputError(f"{where} holds values of type {column.dtype}; labels are text, whole numbers, or targets of a regression")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hansa.core.errors import InputError
+from hansa.core.errors import refuse_class
 from hansa.learners.given import changed, refuse_values, refused
 
 _OF_KMEANS = {
@@ -35,8 +35,7 @@ def learner_of(estimator: Any) -> Any:
 
     Raises InputError for a class in the place of an object.
     """
-    if isinstance(estimator, type):
-        raise InputError(f"learner: {estimator.__name__} is a class, not an object of it (write {estimator.__name__}(...))")
+    refuse_class(estimator, "learner")
     kind = type(estimator).__name__
     if kind in ("OneVsRestClassifier", "BaggingClassifier", "BaggingRegressor", "KMeans", "PCA"):
         refuse_values(estimator)
