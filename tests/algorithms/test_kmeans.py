@@ -18,6 +18,7 @@ from hansa.core.blocks import Client, LoadedBlock, Table
 from hansa.core.contracts import Schema
 from hansa.core.errors import InputError
 from hansa.learners.kmeans import KMeans
+from hansa.learners.nearest import placed, sums_of
 from tests.conformance import problem
 
 
@@ -138,7 +139,9 @@ def test_sums_over_stripes_are_those_of_the_rows(scale: float) -> None:
     x = centers[random.integers(3, size=50_000)] + scale * random.normal(size=(50_000, 3))
     x[::1000] = [50, 50, 50]
     bound = KMeans(clusters=3).bind(Schema(shape=(3,), rows=len(x)))
-    told = bound.clustered(centers, LoadedBlock(0, (Client("a", dict, {}, len(x)),), (Table(x),), np.ones(1), 0, 1)).values
+    told = bound.clustered(
+        centers, LoadedBlock(0, (Client("a", dict, {}, len(x)),), (bound.arrays(Table(x)),), np.ones(1), 0, 1)
+    ).values
     apart = ((x[:, None] - centers) ** 2).sum(axis=-1)
     labels = apart.argmin(axis=1)
     assert (labels[::1000] == 0).all()
@@ -146,3 +149,14 @@ def test_sums_over_stripes_are_those_of_the_rows(scale: float) -> None:
     np.testing.assert_allclose(told["sums"][0], [x[labels == k].sum(axis=0) for k in range(3)], rtol=1e-12)
     np.testing.assert_allclose(told["inertia"][0], apart.min(axis=1).sum(), rtol=1e-9)
     assert np.array_equal(bound.predict({"centers": centers}, x), labels)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e8])
+def test_rows_that_lie_far_off_have_the_inertia_of_those_that_do_not(offset: float) -> None:
+    random = np.random.default_rng(5)
+    centers = random.normal(size=(4, 3))
+    x = np.round(random.normal(size=(3000, 3)) * 64) / 64  # so that moving them is exact
+    told = [sums_of(about + centers, placed(x + about)) for about in (offset, 0.0)]
+    assert np.array_equal(told[0][1], told[1][1])
+    np.testing.assert_allclose(told[0][2], told[1][2], rtol=max(1e-12, 1e-16 * offset))
+    assert np.array_equal(np.asarray(placed(x)[:]), x)

@@ -18,7 +18,7 @@ class Table:
     """Rows of one client: features ``x`` (rows, ...) and labels ``y`` (rows, ...), or no labels.
 
     Before preparation ``x`` may be a data frame or :class:`~hansa.core.pixels.Pixels`; after it both are arrays of the learner's
-    dtype, or what a learner computes with instead: pixels, or :class:`~hansa.core.coded.Coded`.
+    dtype, or what a learner computes with instead: pixels, :class:`~hansa.core.coded.Coded`, or a form of its own.
     """
 
     x: Any

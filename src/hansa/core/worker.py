@@ -16,7 +16,6 @@ import numpy as np
 
 from hansa.core.accounting import Spent, here
 from hansa.core.blocks import Block, Client, LoadedBlock, Splits, Table
-from hansa.core.coded import Coded
 from hansa.core.contracts import Additive, Algorithm, ClientStore, Context, Learner, Message, Schema, Transform, UnboundLearner
 from hansa.core.errors import Diverged, InputError
 from hansa.core.metrics import Metrics
@@ -227,7 +226,7 @@ def _prepared(table: Table, whole: Schema, learner: Learner, client: str) -> Tab
 
 
 def _aligned(array: Any) -> Any:
-    return array if array is None or isinstance(array, (Coded, Pixels)) else np.require(array, requirements=["A", "C"])
+    return np.require(array, requirements=["A", "C"]) if isinstance(array, np.ndarray) else array
 
 
 def _refuse_features(x: Any, schema: Schema) -> None:

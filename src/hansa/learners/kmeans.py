@@ -6,7 +6,6 @@ training rows of each; ``inertia`` (), the sum of the squared distances of all t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -14,7 +13,6 @@ import numpy as np
 from annotated_types import Ge
 
 from hansa.core.blocks import LoadedBlock, Table
-from hansa.core.coded import SPAN, Coded
 from hansa.core.contracts import Schema
 from hansa.core.errors import InputError
 from hansa.core.metrics import Metrics, stack
@@ -22,13 +20,8 @@ from hansa.core.params import Kinds, Params
 from hansa.core.randomness import generator
 from hansa.core.updates import Update
 from hansa.learners.given import named
-from hansa.learners.unlabelled import features_of, squared_norms
-
-STRIPE = 1 << 16
-"""Numbers of the rows, or distances of them, that are computed with at a time. It decides the bits, as a block does."""
-
-CANCELLED = 1e-6
-"""Share of the squared distances from the middle below which those from the own centres are no difference of sums."""
+from hansa.learners.nearest import nearest, placed, squares_of, sums_of
+from hansa.learners.unlabelled import features_of
 
 
 @dataclass(frozen=True)
@@ -62,8 +55,8 @@ class BoundKMeans:
     can: frozenset[str] = frozenset({"clusters"})
 
     def arrays(self, table: Table) -> Table:
-        """x to float64 (rows, features); no labels."""
-        return Table(features_of(table))
+        """x as :func:`~hansa.learners.nearest.placed`; no labels."""
+        return Table(placed(features_of(table)))
 
     def init(self, seed: int) -> Params:
         """Zeros; where the centres begin is the algorithm's business."""
@@ -91,16 +84,16 @@ class BoundKMeans:
         for k, table in enumerate(block.tables):
             random = generator(int(keys[k]))
             hits = random.random(slots) < len(table) / self.schema.rows
-            chosen = np.zeros((slots, table.x.shape[1]))
+            chosen = np.zeros((slots, int(np.prod(self.schema.shape))))
             chosen[hits] = np.asarray(table.x[random.integers(len(table), size=int(hits.sum()))])
             found.append((chosen, hits.astype(np.float64)))
         rows, counts = (np.stack(some) for some in zip(*found, strict=True))
         return Update({"rows": rows, "hits": counts}, np.ones(len(block)))
 
     def _sums(self, centers: np.ndarray, x: Any, spread: bool) -> dict[str, Any]:
-        sums, counts, inertia = _sums_of_codes(centers, x) if isinstance(x, Coded) else _sums(centers, x)
+        sums, counts, inertia = sums_of(centers, x)
         result = {"sums": sums, "counts": counts, "inertia": np.array(inertia)}
-        return result | {"squares": _squares(x)} if spread else result
+        return result | {"squares": squares_of(x)} if spread else result
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -108,14 +101,13 @@ class BoundKMeans:
 
     def evaluate(self, params: Params, block: LoadedBlock) -> Metrics:
         """inertia: the mean squared distance of a row to its centre."""
-        centers = params["centers"]
-        sums = [sum(float(distance.sum()) for _, _, distance in _nearest(centers, table.x)) for table in block.tables]
+        sums = [sums_of(params["centers"], table.x)[2] for table in block.tables]
         return stack([{"inertia": (own, float(len(table)))} for own, table in zip(sums, block.tables, strict=True)])
 
     def predict(self, params: Params, x: Any) -> np.ndarray:
         """The number of each row's cluster, int64 (rows,)."""
         x = features_of(Table(x))
-        return np.concatenate([np.zeros(0, np.int64), *(labels for _, labels, _ in _nearest(params["centers"], x))])
+        return np.concatenate([np.zeros(0, np.int64), *(labels for _, labels, _ in nearest(params["centers"], x))])
 
     def export(self, params: Params) -> Any:
         """A fitted :class:`sklearn.cluster.KMeans`; without ``labels_``, as nobody knows the labels of all rows."""
@@ -128,76 +120,3 @@ class BoundKMeans:
         fitted.n_iter_, fitted.n_features_in_ = int(params["iterations"]), centers.shape[1]
         fitted._n_threads = _openmp_effective_n_threads()  # predict takes it from there
         return named(fitted, self.schema)
-
-
-def _sums(centers: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Of the rows nearest to each centre: their sums (clusters, features), and how many they are; and all rows' squared distances to
-    their centres, summed. No row's number of its cluster is made: where a row's smallest distance stands, the matrix is one that is
-    multiplied by the rows."""
-    (clusters, features), middle = centers.shape, centers.mean(axis=0)
-    away = centers - middle
-    norms = np.einsum("kf,kf->k", away, away)[:, None]
-    # New arrays of this size come from the system, page by page, and would take longer than what is computed in them.
-    span = max(STRIPE // max(clusters, features), 256)
-    origin, moved = np.tile(middle, (span, 1)), np.empty((span, features))
-    apart, least = np.empty((clusters, span)), np.empty(span)
-    sums, counts, inertia = np.zeros(centers.shape), np.zeros(clusters), 0.0
-    for start in range(0, len(x), span):
-        many = min(span, len(x) - start)
-        if many < span:
-            moved, apart, least = moved[:many], np.empty((clusters, many)), least[:many]
-        rows = x[start : start + many]
-        np.subtract(rows, origin[:many], out=moved)
-        # The squared distances less those from the middle, which are the same for all centres.
-        np.matmul(-2.0 * away, moved.T, out=apart)
-        apart += norms
-        apart.min(axis=0, out=least)
-        whole = float(np.vdot(moved, moved))
-        inside = max(whole + float(least.sum()), 0.0)
-        belongs = np.equal(apart, least, out=apart)
-        own = belongs.sum(axis=1)
-        if own.sum() != many:  # the first of equals
-            belongs[np.cumsum(belongs, axis=0) > 1] = 0.0
-            own = belongs.sum(axis=1)
-        if inside < CANCELLED * whole:
-            inside = float(np.square(moved - belongs.T @ away).sum())
-        counts += own
-        sums += belongs @ rows  # as they are, so that the same clusters have the same sums whatever the middle was
-        inertia += inside
-    return sums, counts, inertia
-
-
-def _sums_of_codes(centers: np.ndarray, x: Coded) -> tuple[np.ndarray, np.ndarray, float]:
-    sums, counts, inertia = np.zeros(centers.shape), np.zeros(len(centers)), 0.0
-    for rows, labels, distance in _nearest(centers, x):
-        belongs = (labels == np.arange(len(centers))[:, None]).astype(np.float64)
-        sums += belongs @ rows
-        counts += belongs.sum(axis=1)
-        inertia += float(distance.sum())
-    return sums, counts, inertia
-
-
-def _nearest(centers: np.ndarray, x: Any) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
-    """For runs of rows: the rows, the number of each one's nearest centre, and its squared distance; the first of equals."""
-    # About the middle of the centres the products are small, and less is lost when they are taken from each other.
-    middle = np.zeros(centers.shape[1]) if isinstance(x, Coded) else centers.mean(axis=0)
-    away = centers - middle
-    norms = np.einsum("kf,kf->k", away, away)
-    for start in range(0, len(x), SPAN):
-        rows = x[start : start + SPAN]
-        moved = rows if isinstance(x, Coded) else rows - middle
-        labels = (norms - 2.0 * (moved @ away.T)).argmin(axis=1)
-        if isinstance(x, Coded):
-            distance = squared_norms(rows) + (norms - 2.0 * (rows @ away.T))[np.arange(len(rows)), labels]
-            yield rows, labels, np.maximum(distance, 0.0)
-        else:
-            apart = moved - away[labels]
-            yield rows, labels, np.einsum("nf,nf->n", apart, apart)
-
-
-def _squares(x: Any) -> np.ndarray:
-    if not isinstance(x, Coded):
-        return np.asarray(np.einsum("nf,nf->f", x, x))
-    whole = np.bincount(x.codes.ravel(), minlength=x.width + 1)[:-1] * (1.0 if x.scale is None else x.scale**2)
-    whole[x.places] = np.einsum("nf,nf->f", x.numbers, x.numbers)
-    return np.asarray(whole)
