@@ -63,3 +63,16 @@ def test_momentum_without_memory_is_sgd(steps: list[float]) -> None:
 
 def test_momentum_remembers() -> None:
     assert play(Momentum(learning_rate=1.0, beta1=0.5), [1.0, 1.0, 1.0]) == 1.0 + 1.0 + 1.5 + 1.75
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "optimizer", [SGD(), Momentum(), *(optimizer for optimizer, _ in CASES.values())], ids=lambda one: one.name
+)
+def test_params_and_moments_keep_their_type(optimizer: Any, dtype: str) -> None:
+    params = {"x": np.ones((2, 3), dtype), "scale": np.ones((), dtype)}
+    state = optimizer.init(params)
+    for _ in range(3):
+        delta = {name: np.full_like(value, 0.1) for name, value in params.items()}
+        params, state = optimizer.step(params, delta, state)
+        assert {value.dtype for kept in (params, *state.values()) for value in kept.values()} == {np.dtype(dtype)}

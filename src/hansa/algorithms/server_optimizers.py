@@ -118,7 +118,7 @@ class Yogi(Adaptive):
 
     def second_moment(self, v: Array, d: Array) -> Array:
         squared = d * d
-        return v - (1 - self.beta2) * squared * ((v > squared) * 1.0 - (v < squared) * 1.0)
+        return v - (1 - self.beta2) * squared * np.sign(v - squared)
 
 
 ServerOptimizer = SGD | Momentum | AdaGrad | RMSprop | Adam | Yogi
