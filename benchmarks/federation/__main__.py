@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -47,7 +48,7 @@ LOADS = (Load("1,000 clients", 1000, (200, 200)), Load("100 clients", 100, (1024
 
 @dataclass
 class Watched:
-    """What a process used: peak resident memory, and processor seconds."""
+    """The peak resident memory of a process."""
 
     pid: int
     peak: int = 0
@@ -57,11 +58,6 @@ class Watched:
         process = psutil.Process(self.pid)
         while not self.over.wait(0.1):
             self.peak = max(self.peak, process.memory_info().rss)
-
-    @property
-    def seconds(self) -> float:
-        times = psutil.Process(self.pid).cpu_times()
-        return float(times.user + times.system)
 
 
 def invite(home: Path, clients: int) -> None:
@@ -93,11 +89,24 @@ def job(load: Load, rounds: int) -> hansa.Job:
 
 
 def serve(home: Path, load: Load, rounds: int) -> None:
-    """In a process of its own: play the job; print the address first, then how long the rounds took."""
+    """In a process of its own: play the job; print the address first, then how long the rounds took, and the processor."""
+    used: list[float] = []
     with Server(job(load, rounds), home=home / "server", listen="127.0.0.1:0", quiet=True) as server:
         print(server.address, flush=True)
+        threading.Thread(target=note, args=(server, rounds, used), daemon=True).start()
         done = server.train()
-    print(json.dumps([record["seconds"] for record in done.history]), flush=True)
+        while len(used) < rounds:
+            time.sleep(0.01)
+    seconds = [record["seconds"] for record in done.history]
+    print(json.dumps({"seconds": seconds[1:], "cpu": [after - before for before, after in pairwise(used)]}), flush=True)
+
+
+def note(server: Server, rounds: int, used: list[float]) -> None:
+    """Processor seconds of this process at the end of each round."""
+    while len(used) < rounds:
+        if server.run_id and server.office.state.run(server.run_id).round > len(used):
+            used.append(time.process_time())
+        time.sleep(0.05)
 
 
 def measure(load: Load, rounds: int) -> dict[str, Any]:
@@ -114,14 +123,12 @@ def measure(load: Load, rounds: int) -> dict[str, Any]:
         address = server.stdout.readline().strip()
         watched = Watched(server.pid)
         threading.Thread(target=watched.watch, daemon=True).start()
-        before = watched.seconds
         crowd = start("-m", "benchmarks.federation.crowd", str(home), address, "0", str(load.clients))
         said = crowd.communicate()[0]
         if crowd.returncode:
             server.kill()
             raise RuntimeError(f"the clients of {load.name} failed; see above")
-        used = watched.seconds - before
-        seconds = json.loads(server.stdout.readline())
+        served = json.loads(server.stdout.readline())
         watched.over.set()
         server.wait()
         limit = start("-m", "benchmarks.federation.raw", str(home), "serve")
@@ -132,7 +139,7 @@ def measure(load: Load, rounds: int) -> dict[str, Any]:
         limit.wait()
     told = json.loads(said)
     return {
-        "clients": load.clients, "parameters": load.parameters, "seconds": seconds[1:], "cpu": used / rounds, "peak": watched.peak,
+        "clients": load.clients, "parameters": load.parameters, **served, "peak": watched.peak,
         "next": quantiles(told["next"][load.clients :]), "upload": quantiles(told["upload"][load.clients :]), "raw": raw[1:],
     }  # fmt: skip
 

@@ -33,10 +33,10 @@ def page(loads: dict[str, dict[str, Any]], beside: dict[str, dict[str, Any]], ro
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, told in loads.items():
-        seconds, raw = statistics.median(told["seconds"]), statistics.median(told["raw"])
+        seconds, raw, cpu = (statistics.median(told[what]) for what in ("seconds", "raw", "cpu"))
         lines.append(
             f"| {name} | {told['parameters']:,} | {seconds:.2f} | {60 / seconds:.1f} | {raw / seconds:.0%} ({raw:.2f} s) | "
-            f"{told['next'][0]:.2f} / {told['next'][1]:.2f} | {told['upload'][0]:.2f} / {told['upload'][1]:.2f} | {told['cpu']:.1f} | "
+            f"{told['next'][0]:.2f} / {told['next'][1]:.2f} | {told['upload'][0]:.2f} / {told['upload'][1]:.2f} | {cpu:.1f} | "
             f"{told['peak'] / 1e6:,.0f} |"
         )
     lines += [
