@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# The same examples each time, and no test asserts a time.
+settings.register_profile("hansa", derandomize=True, deadline=None)
+settings.load_profile("hansa")
 
 # Hundreds of processes that tests start import the same modules: they compile them once, whatever the environment says.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -23,11 +28,13 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 
 LONG = (
-    "engines/test_ray.py", "engines/test_spark.py", "conformance/test_engine.py", "engines/test_dask.py", "engines/test_torchrun.py",
+    "engines/test_spark.py", "conformance/test_engine.py", "engines/test_ray.py", "engines/test_dask.py", "engines/test_torchrun.py",
     "learners/test_parallel.py", "federation/test_faults.py", "federation/test_relay.py", "federation/test_postgres.py",
-    "cli/test_main.py", "test_runs.py", "test_search.py", "test_docs.py", "learners/test_jax.py", "test_examples.py",
-    "conformance/test_learner.py", "federation/test_fuzz.py", "federation/test_federation.py", "federation/test_soak.py",
-    "engines/test_processes.py", "core/test_coded.py", "data/test_parts_frames.py", "test_each.py", "engines/test_remote_gang.py",
+    "cli/test_main.py", "test_runs.py", "test_search.py", "test_docs.py", "conformance/test_learner.py", "test_scale.py",
+    "federation/test_federation.py", "test_laws.py", "test_each.py", "federation/test_fuzz.py", "test_examples.py",
+    "learners/test_jax.py", "test_clock_runs.py", "core/test_coded.py", "data/test_parts_frames.py", "federation/test_calls.py",
+    "federation/test_network.py", "federation/test_soak.py", "federation/test_no_room.py", "core/test_many.py", "test_startup.py",
+    "engines/test_processes.py", "algorithms/test_coordinate_descent.py", "engines/test_remote_gang.py",
 )  # fmt: skip
 """Modules that take a quarter of a minute and more, about the longest first."""
 

@@ -208,6 +208,10 @@ def test_settings_are_what_set_would_make_of_the_job() -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "nothing": ({}, {}, "nothing to try"),
+    "list of spaces": ([{COUNT: [3]}], {}, "the space is a list, and it is one table"),  # type: ignore[dict-item]
+    "bare name": ({"C": [1.0, 2.0]}, {}, "an option of the estimator is learner.options.C"),
+    "name of scikit-learn's": ({"logisticregression__C": [1.0]}, {}, "an option of the estimator is learner.options.C"),
+    "folds as text": ({COUNT: [3]}, {"folds": "5"}, r"folds = '5' is no whole number \(write 5\)"),
     "no list": ({COUNT: 3}, {}, "give the values to try as a list"),
     "twice": ({COUNT: [3, 3]}, {}, "give different values"),
     "unknown": ({"rounds.cuont": [3]}, {}, "did you mean 'count'"),

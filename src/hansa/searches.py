@@ -165,6 +165,9 @@ def resume_search(
 
 def _candidates(job: Job, plan: _Plan) -> list[Job]:
     """The job of each setting, checked. InputError names the setting that cannot work."""
+    for option, value in (("folds", plan.folds), ("at_once", plan.at_once)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InputError(f"search: {option} = {value!r} is no whole number (write {5 if option == 'folds' else 64})")
     if plan.folds < 0 or plan.folds == 1:
         raise InputError(
             f"search: folds = {plan.folds} cannot be held out one by one (write 2 or more, or 0 for the validation rows)"

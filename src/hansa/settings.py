@@ -19,6 +19,11 @@ Settings = Mapping[str, Any]
 
 def settings_of(space: Mapping[str, Any], random: int, seed: int) -> tuple[Settings, ...]:
     """All combinations of the values of a space, or so many that are drawn. InputError for a space that has none."""
+    if not isinstance(space, Mapping):
+        raise InputError(
+            f"search: the space is a {type(space).__name__}, and it is one table of option paths with their values, as "
+            "{'rounds.count': [10, 20]} (make a search of each where there are several)"
+        )
     if not space:
         raise InputError("search: there is nothing to try (give option paths with values, as {'rounds.count': [10, 20]})")
     if random < 0:
@@ -90,8 +95,12 @@ def with_settings(job: Job, settings: Settings, made: dict[str, Any] | None = No
     for path, value in settings.items():
         head, *parents = path.split(".")
         if head not in SEARCHED:
+            last = path.rpartition("__")[2]  # as scikit-learn names the options of the steps of a pipeline
+            near = (
+                "" if "." in last or last in Job.__dataclass_fields__ else f"; an option of the estimator is learner.options.{last}"
+            )
             raise InputError(
-                f"search {path}: only what is trained can be searched, on the same rows for all{did_you_mean(head, SEARCHED)}"
+                f"search {path}: only what is trained can be searched, on the same rows for all{did_you_mean(head, SEARCHED)}{near}"
             )
         if not parents:
             tables[head] = value

@@ -166,7 +166,7 @@ def late(rows: int = 2000) -> tuple[np.ndarray, np.ndarray]:
     return x, (score + random.logistic(size=rows) > 0).astype(np.int64)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.lists(st.integers(-30, 30), min_size=23, max_size=23))
 def test_the_unit_of_a_column_changes_no_bit(powers: list[int]) -> None:
     """Without a penalty, and with units that are powers of two: each iterate is the same, in these units."""

@@ -92,7 +92,7 @@ def test_the_step_of_the_loss_is_its_proximal_point(loss: str, c: float) -> None
     np.testing.assert_allclose(slopes.mean(axis=0), 0.0, atol=1e-9)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=8)
 @given(
     seed=st.integers(0, 2**16), clients=st.integers(2, 8), alone=st.sampled_from([1.0, 0.1, 0.03]), spread=st.floats(0, 3),
     estimator=st.sampled_from([Ridge(alpha=0.1), Lasso(alpha=0.02), ElasticNet(alpha=0.02)]),

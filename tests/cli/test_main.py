@@ -141,7 +141,7 @@ def test_version() -> None:
         ("compare", ["--repeats", "--set", "--runs", "--json", "--quiet", "--help"]),
         ("demo", ["--repeats", "--runs", "--json", "--quiet", "--help"]),
         ("report", ["--json", "--help"]),
-        ("runs", ["--runs", "--home", "--json", "--help"]),
+        ("runs", ["--runs", "--home", "--address", "--key", "--certificate", "--believe", "--json", "--help"]),
         ("data", ["--picture", "--set", "--json", "--help"]),
         ("new", ["--json", "--help"]),
         ("schema", ["--json", "--help"]),
@@ -356,15 +356,16 @@ def test_bad_input_of_a_process_has_no_traceback(job: Path) -> None:
     assert bad.returncode == 2 and bad.stdout == "" and len(bad.stderr.splitlines()) == 1
 
 
-def test_an_interrupted_process_says_how_to_go_on_and_does_to_the_same_bits(job: Path, tmp_path: Path) -> None:
-    """SIGINT in mid-run: exit code 130; resumed, the run ends with the params of one that was never interrupted."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_process_says_how_to_go_on_and_does_to_the_same_bits(number: int, job: Path, tmp_path: Path) -> None:
+    """Ctrl-C, and what a scheduler sends: exit code 130; resumed, the run ends with the params of one that was never interrupted."""
     long = ["run", str(job), "--runs", str(tmp_path / "runs"), "--set", "rounds.count=400"]
     # A suite that runs in the background of a shell has SIGINT ignored, and its children would inherit that.
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-m", "hansa.cli.main", *long], preexec_fn=heed, **pipes) as started:
         _await(lambda: any(path.stat().st_size for path in (tmp_path / "runs").glob("*/metrics.jsonl")), started)
-        started.send_signal(signal.SIGINT)
+        started.send_signal(number)
         out, err = started.communicate(timeout=60)
     assert started.returncode == 130, err
     assert out == "" and len(err.splitlines()) == 1 and "hansa resume" in err

@@ -38,7 +38,7 @@ def matrices(draw: Any) -> np.ndarray:
     return np.hstack([there[:, [j]] * (np.zeros((rows, 1)) + values[kind]) for j, kind in enumerate(kinds)])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(matrices(), st.integers(1, 3))
 def test_products_are_those_of_the_dense_matrix(dense: np.ndarray, outputs: int) -> None:
     coded = Coded.of(sparse.csr_matrix(dense))

@@ -117,6 +117,10 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"p": told(), "q": told(GAPS)}, {}, r'client q: column \'b\' is empty in 2 of 4 rows; add \[preparation\] name = "standard"'),
     ({"p": told(GAPS.to_numpy())}, {}, "client p: the array of features is empty in 2 of 8 places"),
     ({"p": told(TEXT)}, {}, r"client p: column 'b' holds text \('u', 'v'\) and models need numbers; add \[preparation\]"),
+    (
+        {"p": told(TEXT.assign(b=["1", "?", "2", "1"])), "q": told(TEXT.assign(b=["3", "1", "-", "?"]))}, {"prepared": True},
+        r"column 'b': holds numbers, and '-' in 1 training rows; leave these cells empty",
+    ),
     ({"p": told(CONSTANT), "q": told(CONSTANT)}, {}, r"column 'b': is 3.0 in all 8 training rows .* data.drop = \['b'\]"),
     ({"p": told(X.assign(b=np.nan))}, {"prepared": True}, "column 'b': is empty in all 4 training rows"),
     (

@@ -106,6 +106,7 @@ def test_rows_go_by_their_ids() -> None:
 
 IDS = {
     "twice": (["a", "b", "b", "c"], "column 'who' has 'b' in 2 rows and 1 ids more than once"),
+    "numbers twice": ([7, 8, 8, 8], "column 'who' has 8 in 3 rows and 1 ids more than once"),
     "missing": (["a", None, "b", "c"], "column 'who' is empty in 1 of 4 rows (first: row 1, counted from 0)"),
 }
 
@@ -122,6 +123,7 @@ def test_rows_that_cannot_be_matched_are_refused(ids: list[Any], message: str) -
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "nothing": ({}, "give parts or groups"),
     "both": ({"parts": 2, "groups": {"a": ("age",)}}, "give only one of parts and groups"),
+    "text": ({"groups": {"a": "age"}}, "client a has 'age', and a list of columns is needed; write a = ['age']"),
     "too many": ({"parts": 99}, "parts=99 needs as many columns, and the data has 13"),
     "unknown": ({"groups": {"a": ("agee",)}}, "client a has a column 'agee' that the data has not (did you mean 'age'?)"),
     "twice": ({"groups": {"a": ("age", "sex"), "b": ("sex",)}}, "column 'sex' is given twice, to a and b"),

@@ -179,7 +179,7 @@ BAD: list[tuple[dict[str, str], dict[str, object], str]] = [
     ({"a.csv": "x,y\n\xe9,0\n"}, {}, r"a.csv is not in UTF-8, .* save it again as UTF-8, .*encoding=\"latin-1\""),
     ({"a.csv": "x,\xff\n1,0\n"}, {}, "a.csv is not in UTF-8"),
     ({"a.csv": "x,y\nold,1\n" + "".join(f"{k},0\n" for k in range(98))}, {}, "column 'x' holds numbers, and text such as 'old' in 1 of"),
-    ({"a.csv": ""}, {}, "a.csv cannot be read as a table"),
+    ({"a.csv": ""}, {}, "a.csv is empty; a table has a line of column names"),
     ({"a.csv": "x,y\n"}, {}, "holds no rows"),
     ({"a.csv": "x,y\n1,2,3\n"}, {}, "a.csv cannot be read as a table"),
     ({"a.csv": "x,y\n1,0\n2,1,5\n"}, {}, "a.csv cannot be read as a table"),
@@ -204,3 +204,60 @@ def test_what_cannot_work_is_said_in_one_sentence(
     with pytest.raises(InputError, match=sentence) as caught:
         File(**given).read()  # type: ignore[arg-type]  # options of several types
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", [File, Parts])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (",n,y\n0,1.5,1\n1,2.5,0\n", r"column 'Unnamed: 0' of .* has no name, .* data\.drop = \['Unnamed: 0'\]"),
+        ("n,n,y\n1,2,1\n3,4,0\n", "several columns 'n'"),
+        ("n;y\n1;1\n2;0\n", r"has ';' between its columns, .* sep=';'"),
+        ("n;y\n1,5;1\n2,5;0\n", r"has ';' between its columns, .* decimal=','"),
+        ("n\ty\n1\t1\n2\t0\n", "between its columns"),
+        ("", "is empty; a table has a line of column names"),
+        ("day,y\n2020-01-01,1\n2020-01-02,0\n2020-01-01,0\n", "column 'day' .*holds dates or times"),
+    ],
+)
+def test_what_is_no_plain_csv_is_refused_in_the_same_words(tmp_path: Path, source: Any, text: str, said: str) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=said):
+        made = source(str(path), "y")
+        made.read() if source is File else made.plan
+
+
+@pytest.mark.parametrize("source", [File, Parts])
+def test_a_column_without_a_name_may_be_left_out_or_asked_for(tmp_path: Path, source: Any) -> None:
+    path = tmp_path / "table.csv"
+    pd.DataFrame({"n": [1.5, 2.5, 3.5], "y": [1, 0, 1]}).to_csv(path)
+    for options, names in (({"drop": ("Unnamed: 0",)}, ["n"]), ({"features": ("Unnamed: 0", "n")}, ["Unnamed: 0", "n"])):
+        made = source(str(path), "y", **options)
+        x = made.read().x if source is File else made.table(0, 0).x
+        assert list(x.columns) == names
+        assert x["n"].tolist() == [1.5, 2.5, 3.5]
+
+
+def test_a_file_without_rows_says_nothing_about_types(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"n": [1.0, 2.0], "c": ["a", "b"], "y": [0, 1]})
+    frame.to_csv(tmp_path / "1.csv", index=False)
+    alone = File(str(tmp_path / "1.csv"), "y").read()
+    frame[:0].to_csv(tmp_path / "0.csv", index=False)
+    frame[:0].to_csv(tmp_path / "2.csv", index=False)
+    read = File(str(tmp_path / "*.csv"), "y", client="@file").read()
+    assert_frame_equal(read.x, alone.x)
+    assert read.task == alone.task == "classification"
+    assert read.client is not None and read.client.tolist() == ["1", "1"]
+
+
+@pytest.mark.parametrize("source", [File, Parts])
+def test_a_folder_is_refused_with_the_pattern_of_what_lies_in_it(tmp_path: Path, source: Any) -> None:
+    (tmp_path / "1.csv").write_text("n,y\n1,0\n2,1\n")
+    with pytest.raises(InputError, match=r"is a folder; write .*/\*\.csv for"):
+        made = source(str(tmp_path), "y")
+        made.read() if source is File else made.plan
+
+
+def test_a_url_is_sent_to_the_source_that_reads_it() -> None:
+    with pytest.raises(InputError, match=r'write data\.name = "parts"'):
+        File("memory://a/b.csv", "y").read()

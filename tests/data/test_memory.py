@@ -124,6 +124,8 @@ def test_a_source_survives_pickling_without_its_cache() -> None:
         pd.period_range("2020-01", periods=3, freq="M"),
         pd.Series([date(2020, 1, 1), None, date(2020, 1, 2)], dtype=object),
         pd.Categorical(pd.date_range("2020-01-01", periods=3)),
+        pd.Series(["2020-01-01", None, "2020-01-01 10:30"], dtype=object),
+        pd.Categorical(["2020-01-01T10:30:00Z", "2020-01-02", "2020-01-02"]),
         pd.array([date(2020, 1, 1), None, date(2020, 1, 2)], dtype=pd.ArrowDtype(pa.date32())),
     ],
     ids=lambda times: str(times.dtype).split(",")[0],
@@ -177,6 +179,16 @@ def test_a_model_of_a_frame_without_texts_for_names_predicts_from_it(by: str, tm
     assert np.array_equal(model.predict(frame), model.predict(frame.to_numpy()))
 
 
+RECORDS = np.array([(1.0, 0), (2.0, 1)], dtype=[("a", float), ("y", int)])
+SHUFFLED = pd.DataFrame({"a": [1.0, 2.0, 3.0]}, index=[2, 0, 1])
+
+
+def test_an_index_of_its_own_says_nothing_about_the_rows() -> None:
+    """A series that was made without an index, or of other rows, is taken by place."""
+    for y in (pd.Series([0, 1, 0], index=[2, 0, 1]), pd.Series([0, 1, 0], index=[5, 6, 7]), SHUFFLED["a"].to_numpy()):
+        assert from_arrays(SHUFFLED, y).read().y is not None
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -205,6 +217,20 @@ def test_a_model_of_a_frame_without_texts_for_names_predicts_from_it(by: str, tm
         ),
         (lambda: from_arrays(pd.DataFrame([[1, "a"]]), [0]), r"column 1 of x holds no numbers, .* frame.columns.astype\(str\)"),
         (lambda: from_table(HEART.x, label="il"), "the table has no column 'il'"),
+        (lambda: from_table(RECORDS, "y"), r"the table is a structured array, .* write pandas\.DataFrame\(array\)"),
+        (lambda: from_arrays(RECORDS, [0, 1]), r"x is a structured array; .* pandas\.DataFrame\(x\)"),
+        (lambda: from_table(np.eye(3), 0), r"the table is of type ndarray, .* hansa\.from_arrays"),
+        (
+            lambda: from_arrays(SHUFFLED, SHUFFLED["a"].sort_index()),
+            r"y has the index of x in another order, .* y\.loc\[x\.index\]",
+        ),
+        (lambda: from_arrays(SHUFFLED, [0, 1, 0], SHUFFLED["a"].sort_index()), "clients has the index of x in another order"),
+        (lambda: from_arrays(np.eye(3), [0, 1, np.nan]), "y is empty in 1 of 3 rows .*labels of few whole numbers are classes"),
+        (lambda: from_arrays(pd.DataFrame({"a": [1j, 2.0]}), [0, 1]), "column 'a' holds complex numbers"),
+        (
+            lambda: from_table(pd.DataFrame({"Unnamed: 0": [0, 1], "a": [1, 2], "y": [0, 1]}), "y"),
+            "column 'Unnamed: 0' .* has no name",
+        ),
     ],
 )
 def test_what_cannot_work_is_said_in_one_sentence(make: Any, sentence: str) -> None:

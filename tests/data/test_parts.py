@@ -87,7 +87,7 @@ FILTERS: list[tuple[tuple[Any, ...], Any]] = [
 ]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(0, 60), min_size=1, max_size=4).filter(any),
     ending=st.sampled_from(ENDINGS),
@@ -510,6 +510,24 @@ def test_labels_mean_the_same_in_every_part(
 
 # What cannot work
 
+
+class Locked(Exception):
+    """What no library of Python's own raises."""
+
+
+def test_what_a_remote_file_system_raises_is_said(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise Locked("no keys were found")
+
+    MemoryFileSystem().pipe("/parts/a.parquet", b"")
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryFileSystem, "isdir", refuse)
+        with pytest.raises(InputError, match=r"data\.path: memory://parts/\*\.parquet cannot be opened: no keys were found"):
+            Parts(path=f"{bucket}/*.parquet", label="y").plan  # noqa: B018  # made when it is asked for
+
+
 A = {"x": [1.0, 2.0], "y": [0, 1]}
 BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"a": A}, {"path": "b.parquet"}, r"data.path: no file matches .*b.parquet in .* \(did you mean 'a.parquet'\?\)"),
@@ -524,7 +542,8 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"a": A, "b": {"x": ["u"], "y": [1]}}, {}, "column 'x' holds numbers in .*a.parquet and text in .*b.parquet; write it the same way"),
     ({"a": A, "b": {"x": [2.0], "y": ["u"]}}, {}, "column 'y' holds numbers in .*a.parquet and text in .*b.parquet"),
     ({"a": {**A, "d": [datetime(2001, 1, 1)] * 2}}, {}, r"column 'd' of .* holds dates or times \(timestamp.*; name it in data.drop"),
-    ({"a": {**A, "d": [[1], [2]]}}, {}, "column 'd' of .* holds values that are neither numbers nor text"),
+    ({"a": {**A, "d": [[1], [2]]}}, {}, "column 'd' of .* neither numbers nor text .* store what matters of it as columns"),
+    ({"a": A}, {"path": "zip://a.parquet::a.zip"}, "zip://a.parquet::a.zip is a file inside another, .* unpack a.zip"),
     ({"a": {"x": [1.0], "y": [datetime(2001, 1, 1)]}}, {}, r"label column 'y' holds dates or times"),
     ({"a": A}, {"filters": (("x", "=>", 1),)}, "data.filters: '=>' in .* is no comparison"),
     ({"a": A}, {"filters": (("x", ">"),)}, "data.filters: '>' takes one value, and .* has 0"),

@@ -311,7 +311,7 @@ def arrays(draw: st.DrawFn) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("transformer", SCALERS, ids=str)
 @pytest.mark.filterwarnings("ignore:Skipping features:UserWarning", "ignore:All-NaN:RuntimeWarning", "ignore:Mean of empty")
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=8)
 @given(tables=arrays())
 def test_every_numeric_leaf_equals_scikit_learn(transformer: Any, tables: list[np.ndarray]) -> None:
     pooled = np.concatenate(tables)
@@ -349,7 +349,7 @@ def frames(draw: st.DrawFn) -> list[pd.DataFrame]:
 
 
 @pytest.mark.parametrize("transformer", ENCODERS, ids=str)
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=8)
 @given(tables=frames())
 def test_every_categorical_leaf_equals_scikit_learn(transformer: Any, tables: list[pd.DataFrame]) -> None:
     pooled = pd.concat(tables)

@@ -28,7 +28,7 @@ def same(first: Any, second: Any) -> bool:
     )
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(position=st.integers(0, 199), seed=st.integers(0, 2**32))
 def test_a_client_is_a_function_of_the_seed_and_its_number(position: int, seed: int) -> None:
     few, population = (clients(SMALL, Column(), Split(0.1, 0.2), seed) for _ in range(2))

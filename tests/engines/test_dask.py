@@ -330,6 +330,12 @@ def test_where_no_scheduler_answers_there_is_an_error(monkeypatch: pytest.Monkey
         Dask(address="dask://127.0.0.1:1").build().start(LEARNER, clients(), MemoryStore())
 
 
+def test_a_scheme_that_dask_does_not_know_is_refused_without_a_client_that_would_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distributed.Client", None)
+    with pytest.raises(InputError, match=r"dsk://host:8786 \(ValueError: unknown address scheme 'dsk'.*or correct engine.address$"):
+        Dask(address="dsk://host").build().start(LEARNER, clients(), MemoryStore())
+
+
 def test_where_there_are_no_workers_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from distributed import LocalCluster
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -31,7 +32,7 @@ from hansa.core.params import Params
 from hansa.core.store import DiskStore, MemoryStore
 from hansa.core.updates import Failure, Total, Update
 from hansa.core.worker import EvaluateCall, Worker
-from hansa.engines import processes_pool, processes_worker
+from hansa.engines import processes_pool, processes_shared, processes_worker
 from hansa.engines.inline import Inline
 from hansa.engines.processes import Processes
 from hansa.learners.mlp import MLP
@@ -327,6 +328,16 @@ def test_a_script_without_a_guard_is_told_to_have_one(tmp_path: Path) -> None:
     assert "if __name__ == '__main__':" in errors
 
 
+def test_a_script_that_is_no_file_is_told_so() -> None:
+    body = "from hansa.engines.{engine} import {kind}\nif __name__ == '__main__':\n    "
+    processes = body.format(engine="processes_pool", kind="Process") + "Process(print, ())"
+    dask = body.format(engine="dask_cluster", kind="connect") + "connect('', 1)"
+    for script in (processes, dask) if find_spec("distributed") else (processes,):
+        ended = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, timeout=60)
+        assert "<stdin>' is no file; save what was read from standard input as one" in ended.stderr.splitlines()[-1]
+        assert "InputError" in ended.stderr and ended.returncode == 1
+
+
 def test_a_script_whose_workers_are_killed_and_that_forgets_to_stop_leaves_nothing_and_warns_of_nothing(tmp_path: Path) -> None:
     tail = """
     if __name__ == "__main__":
@@ -337,6 +348,49 @@ def test_a_script_whose_workers_are_killed_and_that_forgets_to_stop_leaves_nothi
     """
     code, output, errors = run_script(tmp_path, SCRIPT + tail)
     assert code == 0 and errors == "" and output.split().count("4") == 2
+
+
+def test_workers_that_come_too_late_end_without_a_word(tmp_path: Path) -> None:
+    tail = """
+    if __name__ == "__main__":
+        engine = Processes(workers=2).build()
+        engine.start(MLP(), [Client(str(k), load, rows=2) for k in range(4)], MemoryStore())
+        engine._assign(blocks_of(range(4), 1), engine._setup)
+        for seat in engine._seats:
+            seat.process.pipe.close()
+            seat.process.process.join()
+            print(seat.process.process.exitcode)
+        engine.stop()
+    """
+    assert run_script(tmp_path, SCRIPT + tail) == (0, "0\n0\n", "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there is shared memory seen as files")
+def test_what_processes_leave_that_are_killed_together_the_next_engine_removes(tmp_path: Path) -> None:
+    import fcntl
+
+    tail = """
+    if __name__ == "__main__":
+        engine = main()
+        os.killpg(0, signal.SIGKILL)
+    """
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT + tail))
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.DEVNULL, start_new_session=True) as process:
+        process.wait(60)
+    left = segments(process.pid)
+    assert left and process.returncode == -signal.SIGKILL
+    held, mine = left.pop(), processes_shared.Segment()
+    mine.reserve(1)
+    with (processes_shared.FOLDER / held).open("rb") as owned:  # as by a process of another container with the same memory
+        fcntl.flock(owned, fcntl.LOCK_SH)
+        processes_shared.sweep()
+        assert segments(process.pid) == {held} and segments() >= {mine.name}
+    one = Processes(workers=1).build()
+    one.start(MLP(), recipes(), MemoryStore())
+    assert not segments(process.pid)
+    one.stop()
+    mine.close()
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:

@@ -330,8 +330,16 @@ def test_an_address_without_a_ray_is_an_error_and_not_a_wait(address: str, error
         probed(given)
 
 
-def test_addresses_of_a_ray(cluster: Any) -> None:
-    assert probed("auto") == "auto"
+def test_a_ray_that_is_found_and_does_not_answer_is_an_error_and_not_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", gone := f"127.0.0.1:{free_port()}")
+    with pytest.raises(InputError, match=rf"^engine.address = 'auto': Ray finds '{gone}', and there is no Ray \(.*refused"):
+        probed("auto")
+
+
+def test_addresses_of_a_ray(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        assert probed("auto") == cluster.address
     assert probed(cluster.address) == cluster.address
     assert probed(f"ray://127.0.0.1:{CLIENT_PORT}") == f"ray://127.0.0.1:{CLIENT_PORT}"
     assert build("engine", "ray") == Ray() and build("engine", "ray://head:10001") == Ray(address="ray://head:10001")
@@ -360,7 +368,7 @@ SCRIPT = """
     import numpy as np
     import psutil
     from hansa.core.blocks import Client, Table, blocks_of
-    from hansa.core.errors import InputError
+    from hansa.core.errors import InputError, RunFailed
     from hansa.core.store import MemoryStore
     from hansa.core.updates import Update
     from hansa.engines.ray import Ray
@@ -479,3 +487,22 @@ def test_all_processes_end_when_the_driver_is_killed(tmp_path: Path) -> None:
     """
     code, lines, errors = run_script(tmp_path, body)
     assert code == -signal.SIGKILL and not lines and not errors
+
+
+def test_a_ray_of_ones_own_that_loses_a_process_it_cannot_be_without_ends_the_run_in_a_sentence(tmp_path: Path) -> None:
+    body = """
+    engine = start(workers=1)
+    play(engine)
+    told()
+    for process in ray_processes():
+        if process.name() == "raylet":
+            process.kill()
+    try:
+        play(engine)
+    except RunFailed as error:
+        print("failed", error)
+    engine.stop()
+    """
+    code, lines, _ = run_script(tmp_path, body)
+    told = "engine ray: the raylet of the Ray on this machine was killed by signal 9; the run can be resumed with another Ray"
+    assert code == 0 and lines == [f"failed {told}"]

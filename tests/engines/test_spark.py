@@ -246,6 +246,14 @@ def test_a_master_that_lets_no_task_fail_is_refused(master: str) -> None:
         start(Spark(address=master))
 
 
+@pytest.mark.parametrize("address", ["spak://host:7077", "host:7077", "dask://host:8786"])
+def test_what_is_no_address_of_a_spark_is_refused(address: str) -> None:
+    with pytest.raises(
+        InputError, match=rf"^engine.address = '{address}': is not the address of a Spark \(write 'spark://host:7077'"
+    ):
+        start(Spark(address=address))
+
+
 def test_a_second_spark_in_a_process_is_refused() -> None:
     with pytest.raises(InputError, match=r"this process has a Spark at local\[3,4\] already"):
         start(Spark(address="local[2,4]"))

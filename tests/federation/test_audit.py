@@ -24,7 +24,7 @@ from hansa.core.errors import InputError, RunFailed
 from hansa.federation.audit import START, Audit, verify
 
 ENTRIES = 7
-found_out = settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+found_out = settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +307,7 @@ def test_a_log_that_is_closed_takes_nothing(tmp_path: Path) -> None:
 plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(who=st.text(), details=st.dictionaries(st.text(max_size=10), plain | st.lists(plain, max_size=5), max_size=5))
 def test_whatever_others_say_is_taken_and_told_again(tmp_path: Path, who: str, details: dict[str, Any]) -> None:
     details.pop("role", None)

@@ -180,11 +180,44 @@ def test_a_clients_log_tells_its_life(tmp_path: Path, caplog: pytest.LogCaptureF
             until(lambda: logged("client-000", "no run left", run))
             server.stop_playing()
             playing.join()
-        until(lambda: logged("client-000", "cannot be reached"))
+        until(lambda: logged("client-000", "cannot be reached", "had no run left, and is waited for"))
         with Server(home=tmp_path / "server", listen=address, quiet=True):
             until(lambda: logged("client-000", "connected to", "again"))
     rows = len(given.partition.assign(given.data.read(), given.seed)[0][1])
     assert logged("client-000", "takes part with", f"{rows} rows", "columns", address)
+    said = [record for record in caplog.records if "client-000" in record.getMessage()]
+    over = next(k for k, record in enumerate(said) if "is waited for" in record.getMessage())
+    assert all(record.levelname == "INFO" for record in said[over:])
+
+
+def test_who_waits_for_tasks_hears_of_the_end_before_the_server_is_gone(tmp_path: Path) -> None:
+    """Its job is over and it ends: clients that end with the last run do so too, without another look at the server."""
+    given = job(count=1)
+    with Server(served(given), home=tmp_path / "server", listen="127.0.0.1:0", quiet=True) as server:
+        clients = [Client(data=home / "mine.toml", home=home) for home in joined(server, given, tmp_path)]
+        each = [threading.Thread(target=client.run, args=(False,), daemon=True) for client in clients]
+        for one in each:
+            one.start()
+        server.train()
+    for one in each:
+        one.join(20)
+    assert not any(one.is_alive() for one in each)
+
+
+@pytest.mark.parametrize(("role", "verb"), [("relay", "hansa relay"), ("admin", "hansa submit"), ("viewer", "hansa runs")])
+def test_only_who_joined_as_a_client_is_one(role: Any, verb: str, two: tuple[Server, Server], tmp_path: Path) -> None:
+    Client.join(two[0].address, two[0].token(f"e-{role}", role), tmp_path / "home")
+    with pytest.raises(InputError, match=f"has joined as a {role}, which is for {verb}.*hansa token --name"):
+        Client(data=hansa.BuiltIn("breast_cancer"), home=tmp_path / "home")
+
+
+def test_a_store_that_takes_nothing_is_found_out_at_the_start(tmp_path: Path) -> None:
+    nowhere = f"http://{free_address()}/blobs"
+    server = Server(home=tmp_path / "server", listen="127.0.0.1:0", blobs=nowhere, quiet=True)
+    with pytest.raises(InputError, match=f"blobs {nowhere}: cannot be written .*; name a place"):
+        server.start()
+    with Server(home=tmp_path / "server", listen="127.0.0.1:0", quiet=True):
+        pass  # nothing holds the home any more
 
 
 def test_an_error_of_a_clients_data_is_in_its_own_log(

@@ -60,6 +60,12 @@ def stored(blobs: Blobs, content: bytes = CONTENT) -> Blob:
     return blobs.put(path)
 
 
+def test_a_store_belongs_to_who_claimed_it_first(blobs: Blobs) -> None:
+    assert blobs.claim("one") == "one" and blobs.claim("other") == "one"
+    blobs.sweep((), older_than=-1)
+    assert blobs.claim("other") == "one"
+
+
 @pytest.mark.parametrize("content", [CONTENT, b""], ids=["large", "empty"])
 def test_what_is_put_is_read(blobs: Blobs, content: bytes) -> None:
     assert not blobs.has(hashlib.sha256(content).hexdigest())

@@ -58,7 +58,7 @@ SECONDS = 20.0
 
 def fuzzed(kind: str) -> Any:
     health = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture]
-    return settings(max_examples=COUNTS[kind], deadline=None, database=None, derandomize=True, suppress_health_check=health)
+    return settings(max_examples=COUNTS[kind], database=None, suppress_health_check=health)
 
 
 def test_there_are_ten_thousand() -> None:

@@ -429,7 +429,7 @@ def test_an_authority_is_nobody(authority: Authority) -> None:
             identity_of(pem)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0, 999), byte=st.integers(0, 255), gone=st.integers(0, 3))
 def test_damaged_certificates_are_refused_in_words(authority: Authority, place: int, byte: int, gone: int) -> None:
     der = ssl.PEM_cert_to_DER_cert(authority.member("hospital-a", "client").certificate.decode())
@@ -442,7 +442,7 @@ def test_damaged_certificates_are_refused_in_words(authority: Authority, place: 
     assert who.role in (*MEMBERS, "joining")
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(noise=st.binary(max_size=300) | st.binary(max_size=300).map(lambda der: ssl.DER_cert_to_PEM_cert(der).encode()))
 def test_noise_is_refused_in_words(authority: Authority, noise: bytes) -> None:
     with pytest.raises(InputError):
@@ -561,7 +561,7 @@ def test_a_slip_in_the_last_character_of_a_token_is_found(authority: Authority) 
     assert lengths - {0}  # only then some bits of the last character mean nothing
 
 
-@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0, 999), character=st.sampled_from("ABCXYZabcxyz0189-_=+/.é"))
 def test_a_token_with_a_slip_is_refused(authority: Authority, place: int, character: str) -> None:
     text, _ = authority.invite("hospital-a")
@@ -579,7 +579,7 @@ def test_a_token_with_a_slip_is_refused(authority: Authority, place: int, charac
                 read_token(slip)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(noise=st.text(max_size=200) | st.binary(max_size=300).map(lambda noise: packed(noise)))
 def test_what_is_no_token_is_refused(noise: str) -> None:
     with pytest.raises(InputError, match="join token"):

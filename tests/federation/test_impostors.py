@@ -186,7 +186,7 @@ def test_a_token_that_the_server_never_gave(place: Standing, tmp_path: Path) -> 
 def test_with_a_token_alone_nobody_does_anything_but_join(place: Standing) -> None:
     stub = place.stub(read_token(place.server.token("eager")))
     assert code_of(lambda: next_of(stub)) is DENIED
-    assert place.logged("refused", "eager", role="joining", why="may not call this")
+    assert place.logged("refused", "eager", role="joining", why="may not do this")
 
 
 def test_another_clients_task(place: Standing) -> None:
@@ -260,7 +260,7 @@ def test_who_may_not_administer(role: str, place: Standing) -> None:
         calls |= {"Runs": pb.RunsRequest(protocol=PROTOCOL), "Members": pb.MembersRequest(protocol=PROTOCOL)}
     for name, message in calls.items():
         assert code_of(lambda: getattr(stub, name)(message, timeout=SHORT)) is DENIED  # noqa: B023  # called before the loop goes on
-    assert place.logged("refused", f"a-{role}", role=role, why="may not call this")
+    assert place.logged("refused", f"a-{role}", role=role, why="may not do this")
     assert not place.server.office.state.run(run).stop
     assert NAMES[0] in place.server.office.state.clients()
 

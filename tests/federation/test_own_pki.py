@@ -18,12 +18,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from hansa.cli import federation as cli
+from hansa.cli.main import main
 from hansa.core.errors import HansaError, InputError
 from hansa.federated.client import Client
 from hansa.federated.relay import Relay
 from hansa.federated.server import Server
 from hansa.federation.authority import Authority
 from hansa.federation.credentials import Credentials
+from hansa.job import to_text
 from tests.federation.parties import NAMES, job, mine, same_bits, served, simulated, working
 
 
@@ -95,6 +97,32 @@ def test_a_relay_of_an_own_pki(tmp_path: Path) -> None:
             relaying.join()
     assert same_bits(done.params, simulated(given, tmp_path))
     assert via == dict.fromkeys(NAMES, "north")
+
+
+def test_an_administrator_of_an_own_pki(tmp_path: Path) -> None:
+    """Nobody joins, so its files and the server's address are all that the verbs are told."""
+    pki = Authority.create(tmp_path / "pki", "A health trust")
+    files(pki.member("boss", "admin"), tmp_path / "files")
+    (tmp_path / "job.toml").write_text(to_text(served(job())))
+    shown = [f"--{name}={tmp_path}/files/{file}.pem" for name, file in
+             (("key", "key"), ("certificate", "certificate"), ("believe", "authority"))]  # fmt: skip
+    own = files(pki.server(()), tmp_path / "server-files")
+    with Server(home=tmp_path / "server", listen="127.0.0.1:0", quiet=True, pki=own) as server:
+
+        def said(*words: str, code: int = 0) -> str:
+            ended = CliRunner().invoke(main, [*words])
+            assert ended.exit_code == code, ended.output
+            return ended.output
+
+        there = [*shown, "--address", server.address]
+        run = said("submit", str(tmp_path / "job.toml"), *there).strip()
+        assert run in said("runs", *there) and "boss" in said("members", *there)
+        assert run in said("stop", run, *there)
+        assert said("revoke", "--name", "boss", *there).strip() == "boss"
+        assert "revoked" in said("members", *there, code=2)
+        assert "--address: none was given" in said("members", *shown, code=2)
+        assert "--home: none was given" in said("members", code=2)
+        assert "give an administrator's --key" in said("members", "--home", str(tmp_path / "server"), code=2)
 
 
 def test_a_relay_needs_a_certificate_of_its_role(tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def stricter(first: Policy, second: Policy) -> Policy:
     )
 
 
-@settings(max_examples=250, deadline=None, derandomize=True)
+@settings(max_examples=250)
 @given(first=policies, second=policies, ask=asks)
 def test_a_policy_that_allows_nothing_more_never_refuses_less(first: Policy, second: Policy, ask: Ask) -> None:
     both = stricter(first, second)
@@ -273,7 +273,7 @@ def test_a_policy_that_allows_nothing_more_never_refuses_less(first: Policy, sec
     assert set(both.may_leave(asked)) <= set(first.may_leave(asked)) & set(second.may_leave(asked))
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(policy=policies, ask=asks)
 def test_a_refusal_names_a_rule_that_refuses_alone(policy: Policy, ask: Ask) -> None:
     refused = policy.refuse(ask)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -269,7 +271,7 @@ def test_a_relay_may_not_say_more_than_its_own(tmp_path: Path) -> None:
         link.once(lambda federation, _: transfer.upload(federation, tmp_path / "sum", blob.digest))
         said = refused(link, task=pair[0], also=pair[1:], result=pb.Blob(digest=blob.digest, size=blob.size))
         assert said.code is grpc.StatusCode.INVALID_ARGUMENT and "'gather'" in str(said)
-        with pytest.raises(Refused, match="a relay may not call this"):
+        with pytest.raises(Refused, match="the role relay may not do this"):
             link.once(lambda _, administration: administration.Submit(pb.SubmitRequest(protocol=PROTOCOL, job="")))
         assert len(server.office.state.all_open()) == 5
     why = [str(one["details"]["why"]) for one in entries(tmp_path / "server", "refused") if one["who"] == "north"]
@@ -307,6 +309,34 @@ def test_only_who_joined_as_a_relay_is_one(tmp_path: Path) -> None:
         Relay(home=tmp_path / "north")
 
 
+def test_a_relay_refuses_its_servers_blobs(tmp_path: Path) -> None:
+    with Server(home=tmp_path / "server", listen="127.0.0.1:0", quiet=True) as server:
+        Client.join(server.address, server.token("north", "relay"), tmp_path / "north")
+        north = Relay(home=tmp_path / "north", listen="127.0.0.1:0", blobs=tmp_path / "server" / "blobs")
+        with pytest.raises(InputError, match="belong to a server or relay with another authority"):
+            north.start()
+
+
+def test_a_relays_log_tells_its_life(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its server, for whom it speaks, a run begun and over; and once, not at every try, that the server is away."""
+    given = of_five(count=1, partition=hansa.IID(clients=1))
+    caplog.set_level(logging.INFO, "hansa.federation.relay")
+
+    def logged(*words: str) -> list[str]:
+        return [said for record in caplog.records if all(word in (said := record.getMessage()) for word in ("north", *words))]
+
+    with contextlib.ExitStack() as open_:
+        with serving(given, tmp_path, clients=1) as server:
+            north = open_.enter_context(relaying(server, "north", tmp_path))
+            with threads(at(north, given, tmp_path, FIVE[:1])):
+                server.train()
+            until(lambda: logged("run", server.run_id, "is over"))
+        until(lambda: logged("cannot be reached"))
+        time.sleep(1.0)  # some more tries
+    assert logged(f"connected to {server.address}") and logged("speaks for client-000") and logged("passes on", server.run_id)
+    assert len(logged("cannot be reached")) == 1 and logged("cannot be reached", "had no run left, and is waited for")
+
+
 def flat(totals: dict[int, Total | None]) -> Total | None:
     tree = Tree(len(totals))
     for number, total in totals.items():
@@ -324,7 +354,7 @@ def relayed(totals: dict[int, Total | None], owners: Sequence[int]) -> dict[int,
     return left
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data(), count=st.integers(1, 40), seed=st.integers(0, 2**32))
 def test_any_assignment_to_relays_gives_the_bits_of_the_flat_tree(data: Any, count: int, seed: int) -> None:
     """Also where some blocks failed."""
@@ -373,7 +403,7 @@ def row(block: int, count: int, **changes: Any) -> Task:
     return Task(**(given | changes))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data(), count=st.integers(1, 40), seed=st.integers(0, 2**32))
 def test_a_relay_behind_a_relay_too(data: Any, count: int, seed: int) -> None:
     """A sum that came from below is never taken apart, and what is added to it gives the bits of the flat tree."""

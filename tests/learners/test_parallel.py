@@ -25,7 +25,7 @@ from hansa.engines.inline import InlineEngine  # noqa: E402
 from hansa.engines.processes import ProcessesEngine  # noqa: E402
 from hansa.learners.parallel.batches import Share  # noqa: E402
 from hansa.learners.parallel.pipeline import cut, microbatches_of  # noqa: E402
-from hansa.learners.parallel.tensor import plan_of  # noqa: E402
+from hansa.learners.parallel.tensor import plan_of, refuse_uneven  # noqa: E402
 from hansa.learners.torch import TorchLearner  # noqa: E402
 from hansa.privacy.clip import Clip  # noqa: E402
 from tests.learners import parallel_modules as modules  # noqa: E402
@@ -459,3 +459,18 @@ def test_the_parts_of_a_batch_are_the_batch(ends: tuple[int, ...], batch_size: i
         per = -(-500 // batch_size)
         whole = np.concatenate([batch.rows[: batch.real] for batch in Share(table, (500,), 0).batches(per, per, batch_size, 1, 5)])
         assert np.array_equal(np.sort(whole), np.arange(500))
+
+
+@pytest.mark.parametrize(
+    ("plan", "told"),
+    [
+        ({"0": "colwise"}, "does not divide the 10 outputs of the layer '0', which is cut colwise"),
+        ({"0": "rowwise"}, "does not divide the 7 inputs of the layer '0', which is cut rowwise"),
+    ],
+)
+def test_a_cut_into_unequal_parts_is_refused(plan: dict[str, str], told: str) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(7, 10), torch.nn.Embedding(10, 5))
+    refuse_uneven(module, plan, 1)
+    refuse_uneven(module, dict.fromkeys(plan, "gathered"), 3)
+    with pytest.raises(InputError, match=f"tensor = 3 {told}"):
+        refuse_uneven(module, plan, 3)

@@ -226,7 +226,7 @@ def test_penalty_clip_drift_and_proximal_are_the_modified_objective(batch):
         assert_close(of_client(trained, k), plain_loop(plain, params, data, k, clipped, lambda p: torch.optim.SGD(p, 0.1)))
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.sampled_from([0, 1, 7, 16]), st.integers(1, 2))
 def test_a_clients_result_does_not_depend_on_its_block(sizes, batch_size, epochs):
     data, plan = block(sizes), Plan(Local(epochs, batch_size, clip=1.0), rate=0.1, proximal=0.1)

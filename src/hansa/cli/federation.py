@@ -30,6 +30,12 @@ def pki_options(command: Any) -> Any:
     return command
 
 
+def admin_options(command: Any) -> Any:
+    """Who administers a server, and where that is."""
+    what = "Folder with its keys and all it keeps.  [required without an own PKI]"
+    return click.option("--home", type=click.Path(path_type=Path), help=what)(address_option(pki_options(command)))
+
+
 def serving_options(command: Any) -> Any:
     """What is said of a place that clients call: of a server, and of a relay."""
     said = {
@@ -55,6 +61,13 @@ def _pki(key: Path | None, certificate: Path | None, believe: Path | None) -> An
     from hansa.federation.credentials import Credentials
 
     return Credentials.read(key, certificate, believe)
+
+
+def admin_of(home: Path | None, address: str, key: Path | None, certificate: Path | None, believe: Path | None) -> Any:
+    """The administrator or viewer that :func:`admin_options` name."""
+    from hansa.federated.admin import Admin
+
+    return Admin(home or "", address, _pki(key, certificate, believe))
 
 
 def _say_where(address: str, home: Path, joined: bool) -> None:
@@ -113,15 +126,13 @@ def server(
 @click.option("--name", required=True, help="Of the member; clients' names are the ids of their rows' holders.")
 @click.option("--role", default="client", show_default=True, type=click.Choice(["client", "relay", "admin", "viewer", "server"]))
 @click.option("--hours", default=24.0, show_default=True, help="How long it is good for.")
-@home_option
-@address_option
+@admin_options
 @json_option
-def token(name: str, role: Any, hours: float, home: Path, address: str, as_json: bool) -> None:
+def token(name: str, role: Any, hours: float, as_json: bool, **who: Any) -> None:
     """Make a join token, which lets one member in, once."""
     from hansa.cli import show
-    from hansa.federated.admin import Admin
 
-    with Admin(home, address) as admin:
+    with admin_of(**who) as admin:
         text = admin.token(name, role, hours)
         where = admin.address
     if as_json:
@@ -220,31 +231,27 @@ def relay(
 
 @click.command(epilog=_epilog("hansa submit job.toml --home admin/"))
 @job_argument
-@home_option
-@address_option
+@admin_options
 @json_option
-def submit(job: Path, home: Path, address: str, as_json: bool) -> None:
+def submit(job: Path, as_json: bool, **who: Any) -> None:
     """Have a server play a job."""
     from hansa.cli import show
-    from hansa.federated.admin import Admin
 
-    with Admin(home, address) as admin:
+    with admin_of(**who) as admin:
         show.line({"run": admin.submit(job)}, as_json)
 
 
 @click.command(epilog=_epilog("hansa watch 2026-01-02-030405-1a2b3c4d --home admin/"))
 @click.argument("run", metavar="RUN", required=False, default="")
-@home_option
-@address_option
+@admin_options
 @json_option
-def watch(run: str, home: Path, address: str, as_json: bool) -> None:
+def watch(run: str, as_json: bool, **who: Any) -> None:
     """Show what happens in a server's run, to its end; without RUN the newest one."""
     import json
 
     from hansa.cli import watching
-    from hansa.federated.admin import Admin
 
-    with Admin(home, address) as admin:
+    with admin_of(**who) as admin:
         run = run or _newest(admin)
         events = admin.watch(run, _say_once())
         if as_json:
@@ -279,29 +286,25 @@ def _newest(admin: Any) -> str:
 
 @click.command(epilog=_epilog("hansa stop 2026-01-02-030405-1a2b3c4d --home admin/"))
 @click.argument("run", metavar="RUN")
-@home_option
-@address_option
+@admin_options
 @json_option
-def stop(run: str, home: Path, address: str, as_json: bool) -> None:
+def stop(run: str, as_json: bool, **who: Any) -> None:
     """End a server's run; its last committed round is kept."""
     from hansa.cli import show
-    from hansa.federated.admin import Admin
 
-    with Admin(home, address) as admin:
+    with admin_of(**who) as admin:
         admin.stop(run)
     show.line({"will stop": run}, as_json)
 
 
 @click.command(epilog=_epilog("hansa members --home server/"))
-@home_option
-@address_option
+@admin_options
 @json_option
-def members(home: Path, address: str, as_json: bool) -> None:
+def members(as_json: bool, **who: Any) -> None:
     """List who has joined, and when each was last heard of."""
     from hansa.cli import show
-    from hansa.federated.admin import Admin
 
-    with Admin(home, address) as admin:
+    with admin_of(**who) as admin:
         found = admin.members()
     rows = [
         {"name": m.name, "role": m.role, "via": m.via, "seen": _ago(m.seen), "until": _day(m.expires), "revoked": _day(m.revoked)}
@@ -320,15 +323,13 @@ def _day(moment: float) -> str:
 
 @click.command(epilog=_epilog("hansa revoke --name hospital-a --home server/"))
 @click.option("--name", required=True, help="Of the member.")
-@home_option
-@address_option
+@admin_options
 @json_option
-def revoke(name: str, home: Path, address: str, as_json: bool) -> None:
+def revoke(name: str, as_json: bool, **who: Any) -> None:
     """Shut a member out, at once; on open connections too."""
     from hansa.cli import show
-    from hansa.federated.admin import Admin
 
-    with Admin(home, address) as admin:
+    with admin_of(**who) as admin:
         admin.revoke(name)
     show.line({"shut out": name}, as_json)
 

@@ -5,6 +5,8 @@ Verbs import what they need when they run, so that `hansa --help` answers at onc
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import warnings
 from errno import EPIPE
@@ -14,7 +16,7 @@ from typing import Any
 import click
 
 from hansa import __version__
-from hansa.cli.federation import verbs
+from hansa.cli.federation import address_option, admin_of, pki_options, verbs
 from hansa.cli.printable import printable_lines
 from hansa.core.errors import HansaError, InputError
 
@@ -33,9 +35,11 @@ runs_option = click.option(
 
 
 class Group(click.Group):
-    """Turns errors into one line and an exit code."""
+    """Turns errors into one line and an exit code; a scheduler's SIGTERM ends a run as Ctrl-C does."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        if "TORCHELASTIC_RUN_ID" not in os.environ:  # a rank that waits for others in native code would not hear of it in Python
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             with warnings.catch_warnings():
                 # Arithmetic that overflows ends a run as Diverged, which says more than NumPy's warnings about it.
@@ -209,17 +213,19 @@ def report(folder: Path, as_json: bool) -> None:
 @main.command(epilog=example("hansa runs --runs experiments"))
 @runs_option
 @click.option("--home", type=click.Path(path_type=Path), help="List the runs of the server of this home's federation instead.")
+@address_option
+@pki_options
 @json_option
-def runs(runs: Path, home: Path | None, as_json: bool) -> None:
+def runs(
+    runs: Path, home: Path | None, address: str, key: Path | None, certificate: Path | None, believe: Path | None, as_json: bool
+) -> None:
     """List the runs in a folder, newest first; or those of a federation's server."""
     from hansa.cli import show
 
-    if home is None:
+    if not any((home, address, key, certificate, believe)):
         show.runs(runs, as_json)
         return
-    from hansa.federated.admin import Admin
-
-    with Admin(home) as admin:
+    with admin_of(home, address, key, certificate, believe) as admin:
         found = [
             {
                 "run": r.id,

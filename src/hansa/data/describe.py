@@ -197,6 +197,7 @@ def _refuse(
             raise InputError(f"client {client}: has no training rows; leave it out")
     rules.same_columns(facts)
     rules.usable_values(facts, prepared)
+    rules.no_stray_marks(facts)
     if constant == "refuse":
         rules.no_constants(facts)
     return rules.labels(facts, task, needs, single_class, known)

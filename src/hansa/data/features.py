@@ -50,6 +50,12 @@ class Features:
                 f"(give {'only one of parts and groups' if self.parts else 'parts or groups'})"
             )
 
+        for client, wanted in self.groups.items():
+            if isinstance(wanted, str):
+                raise InputError(
+                    f"partition.groups: client {client} has {wanted!r}, and a list of columns is needed; write {client} = [{wanted!r}]"
+                )
+
     def deal(self, rows: Rows) -> Deal:
         """Which columns are whose. Raises InputError for columns that are in no group or in two, and for rows that cannot be told apart."""
         names = _names(rows.x)
@@ -138,12 +144,18 @@ def _order(x: Any, id: str, names: list[str]) -> np.ndarray:
     values = np.asarray(column)
     found, counts = np.unique(values, return_counts=True)
     if len(found) < len(values):
-        twice = found[counts > 1]
+        often = int(np.argmax(counts))
         raise InputError(
-            f"partition.id: column {id!r} has {twice[0]!r} in {counts.max()} rows and {len(twice):,} ids more than once; "
-            "keep one row of each"
+            f"partition.id: column {id!r} has {_written(found[often])} in {counts[often]:,} rows and {int((counts > 1).sum()):,} ids more "
+            "than once; keep one row of each"
         )
     return np.argsort(values, kind="stable").astype(np.int64)
+
+
+def _written(value: Any) -> str:
+    # Ids of whole numbers are float64 by now.
+    value = value.item() if hasattr(value, "item") else value
+    return repr(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 ENDINGS = (".csv", ".csv.gz", ".parquet")
 FROM_FILE = "@file"
 
+SEPARATORS = (";", "\t", "|")
+"""What stands between the columns of files that are called CSV and are not."""
+
 
 @dataclass(frozen=True)
 class File:
@@ -45,7 +48,7 @@ class File:
     """
 
     name: Literal["file"] = field(default="file", kw_only=True)
-    path: str = field(kw_only=True)
+    path: str
     label: str | None = None
     client: str | None = None
     features: tuple[str, ...] = ()
@@ -66,18 +69,31 @@ class File:
 
 def matching(pattern: str) -> list[Path]:
     """The files of a path or pattern in the order of their names. Raises InputError when there is none."""
+    if "://" in pattern:
+        raise InputError(
+            f'data.path: {pattern} is a URL, and data.name = "file" reads files of this machine; write data.name = "parts" '
+            "(hansa.Parts), which reads URLs"
+        )
     paths = [Path(match) for match in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))]
     if any(path.is_dir() for path in paths) and len(paths) == 1:
-        raise InputError(f"data.path: {pattern} is a folder; write {pattern.rstrip('/')}/*.csv for the files in it")
+        raise folder_given(pattern, [path.name for path in paths[0].iterdir()], ENDINGS)
     files = [path for path in paths if path.is_file()]
     if not files:
         folder = Path(pattern).expanduser().parent
         near = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
-        raise InputError(f"data.path: no file matches {pattern} in {Path.cwd()}{did_you_mean(Path(pattern).name, near)}")
+        raise InputError(
+            f"data.path: no file matches {pattern} in {Path.cwd()}{did_you_mean(Path(pattern).name, near) if near else ''}"
+        )
     for path in files:
         if not path.name.endswith(ENDINGS):
             raise InputError(f"data.path: {path} is none of the files that can be read ({', '.join(ENDINGS)})")
     return files
+
+
+def folder_given(pattern: str, names: Sequence[str], endings: Sequence[str]) -> InputError:
+    """What is said of a folder in the place of files: the pattern of those in it that can be read."""
+    found = [ending for ending in endings if any(name.endswith(ending) for name in names)] or endings
+    return InputError(f"data.path: {pattern} is a folder; write {pattern.rstrip('/')}/*{found[0]} for the files in it")
 
 
 def _read(source: File, paths: Sequence[Path]) -> Rows:
@@ -94,9 +110,12 @@ def _read(source: File, paths: Sequence[Path]) -> Rows:
     features = choose_features(names, source.label, column, source.features, source.drop, str(paths[0]))
     label = [] if source.label is None else [source.label]
     wanted = list(dict.fromkeys([*features, *label, *([] if column is None else [column])]))
-    frames = _alike([_frame(path, wanted) for path in paths], paths, [*features, *label])
-    if not sum(map(len, frames)):
+    read = [(path, _frame(path, wanted)) for path in paths]
+    filled = [(path, frame) for path, frame in read if len(frame)]  # a file without rows says nothing about types
+    if not filled:
         raise InputError(f"data.path: {source.path} holds no rows")
+    paths = [path for path, _ in filled]
+    frames = _alike([frame for _, frame in filled], paths, [*features, *label])
     y, task = _labels(source, frames)
     return Rows(
         x=plain_frame(pd.concat([frame[features] for frame in frames], ignore_index=True)),
@@ -145,7 +164,25 @@ def _header(path: Path, named: Collection[str | None]) -> list[str]:
     import pandas as pd
 
     with _reading(path):
-        return [str(name) for name in pd.read_csv(path, nrows=0, index_col=False).columns]
+        line = pd.read_csv(path, nrows=1, header=None, dtype=str, keep_default_na=False, index_col=False)
+    return csv_names(str(path), line.iloc[0].tolist())
+
+
+def csv_names(path: str, given: Sequence[str]) -> list[str]:
+    """The names of a CSV file's columns, from its first line; one without a name gets that which pandas gives it.
+
+    Raises InputError for two columns of one name, and for columns that no comma separates.
+    """
+    if len(given) == 1 and (odd := next((mark for mark in SEPARATORS if mark in given[0]), None)):
+        raise InputError(
+            f"data.path: {path} has {odd!r} between its columns, and CSV is read with commas; save it again with pandas.read_csv("
+            f"{path!r}, sep={odd!r}).to_csv({path!r}, index=False), and with decimal=',' in read_csv where its numbers are written so"
+        )
+    names = [name or f"Unnamed: {place}" for place, name in enumerate(given)]
+    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    if twice is not None:
+        raise InputError(f"data.path: {path} has several columns {twice!r}; give every column its own name")
+    return names
 
 
 def _frame(path: Path, columns: list[str]) -> pd.DataFrame:
@@ -173,6 +210,8 @@ def _reading(path: Path) -> Iterator[None]:
             yield
     except UnicodeDecodeError as error:
         raise no_utf8(str(path)) from error
+    except pd.errors.EmptyDataError as error:
+        raise InputError(f"data.path: {path} is empty; a table has a line of column names") from error
     except (ValueError, OSError, EOFError, zlib.error, pd.errors.ParserWarning) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"data.path: {path} cannot be read as a table: {reason}") from error

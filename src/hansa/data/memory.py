@@ -57,6 +57,8 @@ class Memory:
         if self.y is not None:
             y, task = labels_of(self.y, self.task, None, "y")
         client = None if self.client is None else client_ids(self.client, "client")
+        for name, given in (("y", self.y), ("clients", self.client)):
+            _refuse_another_order(self.x, given, name)
         for name, values in (("y", y), ("client", client)):
             if values is not None and len(values) != len(x):
                 raise InputError(f"data: {name} has {len(values):,} entries and x has {len(x):,} rows; give one for each row")
@@ -72,6 +74,32 @@ class Memory:
         return {name: value for name, value in self.__dict__.items() if name != "_rows"}
 
 
+def _refuse_another_order(x: Any, values: Any, name: str) -> None:
+    # Rows are matched by their place, as scikit-learn does it; an index that says something else may be meant or an accident.
+    here: Any = getattr(x, "index", None)
+    there: Any = getattr(values, "index", None)
+    if not (hasattr(here, "equals") and hasattr(there, "equals")) or here.equals(there):
+        return
+    if len(here) == len(there) and here.is_unique and there.is_unique and bool(there.isin(here).all()):
+        raise InputError(
+            f"data: {name} has the index of x in another order, and rows are matched by their place; write {name}.loc[x.index] to match "
+            f"them by their index, or {name}.to_numpy() where they stand in one order already"
+        )
+
+
+def _pandas(table: Any, where: str) -> Any:
+    """A table as a pandas data frame."""
+    frame = table.to_pandas() if hasattr(table, "to_pandas") else table
+    if not (hasattr(frame, "iloc") and getattr(frame, "ndim", 0) == 2):
+        names = getattr(getattr(frame, "dtype", None), "names", None)
+        instead = "; write pandas.DataFrame(array)" if names else "; collect it first" if hasattr(frame, "collect") else ""
+        kind = "a structured array" if names else f"of type {type(table).__name__}"
+        raise InputError(
+            f"data: {where} is {kind}, and no data frame and no Arrow table{instead or ' (give one, or arrays to hansa.from_arrays)'}"
+        )
+    return frame
+
+
 def _features(x: Any, where: str) -> Any:
     if hasattr(x, "to_pandas"):
         x = x.to_pandas()
@@ -84,6 +112,8 @@ def _features(x: Any, where: str) -> Any:
         )
     else:
         x = np.asarray(x)
+        if x.dtype.names:
+            raise InputError(f"data: {where} is a structured array; give its columns as a data frame: pandas.DataFrame({where})")
         if x.dtype.kind not in "biuf":
             raise InputError(
                 f"data: {where} is an array of type {x.dtype}, which holds no numbers; give columns of text as a data frame"
@@ -162,13 +192,13 @@ def from_table(
             f"data: a {type(table).__module__.partition('.')[0]} table would have to be collected here; "
             f"write hansa.from_partitions(table, {label!r}), which makes every partition a client"
         )
-    frame = table.to_pandas() if hasattr(table, "to_pandas") else table
+    frame = _pandas(table, "the table")
     label, client = (None if name is None else str(name) for name in (label, client))
     chosen = choose_features(column_names(frame), label, client, features, drop, "the table")
     y, found = _labels(frame, label, positive, task)
     central = None
     if test is not None:
-        held = test.to_pandas() if hasattr(test, "to_pandas") else test
+        held = _pandas(test, "the test table")
         choose_features(column_names(held), label, None, chosen, (), "the test table")
         known = None if positive is not None or label is None else found
         central = (_columns(held, chosen), _labels(held, label, positive, known)[0])

@@ -75,7 +75,7 @@ class IID:
     """``clients`` equal random parts: sizes differ by at most one row."""
 
     name: Literal["iid"] = field(default="iid", kw_only=True)
-    clients: Annotated[int, Ge(1)] = field(kw_only=True)
+    clients: Annotated[int, Ge(1)]
 
     def assign(self, rows: Rows, seed: int) -> Assignment:
         """Raises InputError when there are more clients than rows."""
@@ -97,8 +97,8 @@ class Dirichlet:
     """
 
     name: Literal["dirichlet"] = field(default="dirichlet", kw_only=True)
-    clients: Annotated[int, Ge(1)] = field(kw_only=True)
-    alpha: Annotated[float, Gt(0)] = field(kw_only=True)
+    clients: Annotated[int, Ge(1)]
+    alpha: Annotated[float, Gt(0)]
     least: Annotated[int, Ge(1)] = 1
 
     def assign(self, rows: Rows, seed: int) -> Assignment:
@@ -143,7 +143,7 @@ class Shards:
     """
 
     name: Literal["shards"] = field(default="shards", kw_only=True)
-    clients: Annotated[int, Ge(1)] = field(kw_only=True)
+    clients: Annotated[int, Ge(1)]
     shards: Annotated[int, Ge(1)] = 2
 
     def assign(self, rows: Rows, seed: int) -> Assignment:

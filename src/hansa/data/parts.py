@@ -46,7 +46,7 @@ class Parts:
     """
 
     name: Literal["parts"] = field(default="parts", kw_only=True)
-    path: str = field(kw_only=True)
+    path: str
     label: str | None = None
     client: Literal["@file"] | None = None
     features: tuple[str, ...] = ()

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from hansa.core.errors import InputError, did_you_mean
-from hansa.data.files import no_utf8
+from hansa.data.files import csv_names, folder_given, no_utf8
 from hansa.data.parts_columns import as_type, index_columns
 
 ENDINGS = (".parquet", ".arrow", ".feather", ".csv", ".csv.gz")
@@ -79,15 +79,21 @@ def matching(pattern: str, storage: Mapping[str, Any]) -> list[str]:
 def _local_matches(pattern: str) -> list[str]:
     given = Path(pattern).expanduser()
     if given.is_dir():
-        raise InputError(f"data.path: {pattern} is a folder; write {pattern.rstrip('/')}/*.parquet for the files in it")
+        raise folder_given(pattern, [path.name for path in given.iterdir()], ENDINGS)
     return sorted(str(Path(match).resolve()) for match in glob.glob(str(given), recursive=True) if Path(match).is_file())
 
 
 def _remote_matches(pattern: str, storage: Mapping[str, Any]) -> list[str]:
+    inner, _, outer = pattern.partition("::")
+    if outer and "://" in inner:
+        raise InputError(
+            f"data.path: {pattern} is a file inside another, and parts are read at any place of a file; unpack {outer}, and give the "
+            "pattern of what was in it"
+        )
     with _reading(pattern):
         system, path = _remote(pattern, storage)
         if system.isdir(path):
-            raise InputError(f"data.path: {pattern} is a folder; write {pattern.rstrip('/')}/*.parquet for the files in it")
+            raise folder_given(pattern, [str(name) for name in system.ls(path, detail=False)], ENDINGS)
         names = system.glob(path) if glob.has_magic(path) else [path] if system.isfile(path) else []
         return sorted(system.unstrip_protocol(name) for name in names if system.isfile(name))
 
@@ -166,6 +172,11 @@ def _reading(path: str) -> Iterator[None]:
         if "invalid UTF8" in str(error):
             raise no_utf8(path) from error
         raise InputError(f"data.path: {path} cannot be read as a table: {_first_line(error)}") from error
+    except Exception as error:
+        # The packages of remote file systems raise errors of their own, such as for keys that are not there.
+        if "://" not in path:
+            raise
+        raise InputError(f"data.path: {path} cannot be opened: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -292,7 +303,7 @@ def _survey_csv(path: str, file: Any, rows: int) -> Content:
     if not head.strip():
         raise InputError(f"data.path: {path} is empty; a table has a line of column names")
     line_end = head.find(b"\n") + 1 or len(head)
-    names = _header(head[:line_end])
+    names = csv_names(path, _header(head[:line_end]))
     body = head[line_end:]
     first = body if len(head) < HEAD else body[: body.rfind(b"\n") + 1]
     found = _parsed(first, names, names, None).schema if first.strip() else pa.schema([(name, pa.null()) for name in names])
@@ -366,7 +377,7 @@ def _read_csv(path: str, file: Any, chunks: list[list[int]], types: Mapping[str,
     packed = path.endswith(".gz")
     stream = pa.CompressedInputStream(file, "gzip") if packed else file
     head = stream.read(HEAD)
-    names = _header(head[: head.find(b"\n") + 1 or len(head)])
+    names = csv_names(path, _header(head[: head.find(b"\n") + 1 or len(head)]))
     for _, start, stop in chunks:
         if packed:
             text: Any = b"".join([head, *iter(lambda: stream.read(STEP), b"")])[start:stop]

@@ -189,9 +189,10 @@ def _columns(source: Parts, paths: Sequence[str], contents: Sequence[Content]) -
     for name in needed:
         kind = _one_kind(name, paths, contents)
         if name in features and kind in ("time", "other"):
+            such = " (the hour, the weekday)" if kind == "time" else ""
             raise InputError(
                 f"data.path: column {name!r} of {paths[0]} holds {WORDS[kind]} ({first[name]}), and models need numbers or categories; "
-                f"name it in data.drop, and store what matters of it (the hour, the weekday) as columns of numbers or text"
+                f"name it in data.drop, and store what matters of it{such} as columns of numbers or text"
             )
         own = common_type(content.types[name] for content in contents)
         # A later line of a CSV file may have a fraction where the first ones have none.

@@ -6,7 +6,7 @@ All of them look at facts alone (:mod:`hansa.data.facts`), and so work the same 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
+from math import isfinite, prod
 from typing import Any, Literal, TypeAlias
 
 from hansa.core.errors import InputError
@@ -81,6 +81,29 @@ def usable_values(facts: Facts, prepared: bool) -> None:
                 raise InputError(
                     f"client {client}: {what} is empty in {column['missing']:,} of {cells:,} {'places' if array else 'rows'}; {PREPARE}"
                 )
+
+
+def no_stray_marks(facts: Facts) -> None:
+    """No column of texts is one of numbers, but for a mark such as "?" where there is none."""
+    for name, reference in next(iter(facts.values()))["columns"].items():
+        if reference["kind"] != "category":
+            continue
+        told = [own["columns"][name]["values"] for own in facts.values()]
+        values = set[str]().union(*told)
+        marks = sorted(value for value in values if not any(letter.isalnum() for letter in value))
+        if marks and len(marks) < len(values) and all(value in marks or _is_number(value) for value in values):
+            count = sum(own.get(marks[0], 0) for own in told)
+            raise InputError(
+                f"column {name!r}: holds numbers, and {marks[0]!r} in {count:,} training rows; leave these cells empty, so that "
+                "the column is one of numbers, or write its numbers as texts (as 'type 1') where they are categories"
+            )
+
+
+def _is_number(value: str) -> bool:
+    try:
+        return isfinite(float(value))
+    except ValueError:
+        return False
 
 
 def no_constants(facts: Facts) -> None:

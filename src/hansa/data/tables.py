@@ -7,6 +7,7 @@ get equal dtypes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +26,12 @@ Kind = Literal["number", "category"]
 
 TIMES = ("date", "datetime", "datetime64", "period", "time", "timedelta", "timedelta64")
 """What pandas calls values that are dates, times of the day or spans of time."""
+
+NAMELESS = re.compile(r"Unnamed: \d+")
+"""What pandas calls a column of a CSV file that has no name."""
+
+DAY_OR_TIME = re.compile(r"\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?")
+"""A date or a time as ISO 8601 writes it."""
 
 STRAY = 0.1
 """A column of texts that all differ, of which fewer than this share are no numbers, was meant to hold numbers."""
@@ -49,6 +56,10 @@ def plain_column(column: pd.Series) -> pd.Series:
     """A column as float64 numbers or as an object column of str, with NaN for what is missing."""
     import pandas as pd
 
+    if pd.api.types.is_complex_dtype(column.dtype):
+        raise InputError(
+            f"data: column {str(column.name)!r} holds complex numbers, and models need real ones; give their parts as columns"
+        )
     kind = kind_of(column)
     if kind == "number" or (kind is None and pd.api.types.is_numeric_dtype(column.dtype)):
         return pd.Series(column.to_numpy(dtype=np.float64, na_value=np.nan))
@@ -96,11 +107,20 @@ def _refuse_times(column: pd.Series, name: str) -> None:
     import pandas as pd
 
     held = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
-    if pd.api.types.infer_dtype(held, skipna=True) in TIMES:
+    kind = pd.api.types.infer_dtype(held, skipna=True)
+    if kind in TIMES or (kind == "string" and _written_times(held)):
         raise InputError(
             f"data: column {name!r} holds dates or times, and models need numbers or categories; leave it out, for files with "
             f"data.drop = [{name!r}], and store what matters of it (the hour, the weekday) as columns of numbers or text"
         )
+
+
+def _written_times(texts: Any) -> bool:
+    """Whether all of a column's texts are dates or times; one glance tells that of most."""
+    import pandas as pd
+
+    first = next(text for text in texts if isinstance(text, str))
+    return DAY_OR_TIME.fullmatch(first) is not None and all(DAY_OR_TIME.fullmatch(text) for text in pd.unique(texts.dropna()))
 
 
 def _refuse_strays(column: pd.Series, name: str) -> None:
@@ -151,6 +171,12 @@ def choose_features(
     if label in features:
         raise InputError(f"data.features: {label!r} is the label; take it out of data.features")
     chosen = features or [name for name in names if name not in (label, client, *drop)]
+    nameless = [] if features else [name for name in chosen if NAMELESS.fullmatch(name)]
+    if nameless:
+        raise InputError(
+            f"data: column {nameless[0]!r} of {where} has no name, as the row numbers that pandas writes with a data frame have none; "
+            f"leave it out with data.drop = {nameless}, or give it a name"
+        )
     if not chosen:
         raise InputError(f"data: no feature column is left in {where}; take columns out of data.drop")
     return chosen
@@ -176,6 +202,10 @@ def labels_of(values: Any, task: Task | None, positive: Any, where: str) -> tupl
     if task not in (None, "classification", "regression"):
         raise InputError(f"data.task: {task!r} is no task{did_you_mean(str(task), ('classification', 'regression'))}")
     y = _plain_labels(values, where)
+    if task is None and y.dtype.kind == "f" and np.isnan(y).any() and _few_whole(y[~np.isnan(y)]):
+        import pandas as pd
+
+        refuse_gaps(pd.Series(y), where, "labels of few whole numbers are classes, and every row needs one")
     if positive is not None:
         if task == "regression":
             raise InputError("data.positive: a regression has no positive label; take out data.positive, or data.task")
@@ -195,6 +225,10 @@ def labels_of(values: Any, task: Task | None, positive: Any, where: str) -> tupl
             raise InputError(f'{where} holds {example:g}, which is no class; set data.task = "regression"')
         y = y.astype(np.int64)
     return y, task
+
+
+def _few_whole(y: np.ndarray) -> bool:
+    return bool(len(y)) and len(np.unique(y)) <= MOST_CLASSES and bool((y == np.round(y)).all())
 
 
 def _plain_labels(values: Any, where: str) -> np.ndarray:

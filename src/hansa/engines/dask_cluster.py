@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hansa.core.errors import InputError, RunFailed, missing_extra
+from hansa.engines.machine import refuse_unimportable
 
 PORT = 8786
 """Of a Dask scheduler that was given no other."""
@@ -111,6 +112,7 @@ def _started(workers: int, opened: ExitStack) -> Any:
 
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise InputError(f"engine dask: {GUARD}")
+    refuse_unimportable("dask")
     try:
         # What workers hold is kept within bounds by themselves and is not Dask's to spill, and a worker that is paused for the
         # memory it uses gets no tasks. What dies of a lack of it is replaced, and reported here: logs would say it again.
@@ -138,9 +140,12 @@ def dask_setup(worker: Any) -> None:
 
 def _joined(address: str, opened: ExitStack) -> Any:
     from distributed import Client
+    from distributed.comm.registry import get_backend
 
     url = scheduler_url(address)
     try:
+        # A client that cannot even begin to connect is not to be made: at its end it waits 20 s for itself, and prints that it did.
+        get_backend(url.partition("://")[0])
         client = opened.enter_context(Client(url, timeout=TIMEOUT, set_as_default=False))
     except (OSError, ValueError, ImportError) as error:
         raise InputError(

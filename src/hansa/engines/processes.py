@@ -28,7 +28,7 @@ from hansa.engines.machine import cores
 from hansa.engines.processes_calls import Sender, Standing
 from hansa.engines.processes_gang import conduct, end, gather, run_gang
 from hansa.engines.processes_pool import GUARD, Process, wait_any
-from hansa.engines.processes_shared import Segment, Span, pack, unpack
+from hansa.engines.processes_shared import Segment, Span, pack, sweep, unpack
 from hansa.engines.processes_worker import Setup, serve
 from hansa.engines.shards import SHARD, are_small
 
@@ -111,6 +111,7 @@ class ProcessesEngine:
     def start(self, learner: UnboundLearner, clients: Sequence[Client], store: ClientStore) -> None:
         """Put the recipes where workers find them. InputError for a recipe that cannot be sent to another process."""
         self.stop()
+        sweep()
         relayed = isinstance(store, MemoryStore)  # what is in this process's memory is read and written here, for all workers
         whole = are_small(clients, pickle.Pickler)
         parts = [_pickled(learner, "the learner"), b"" if relayed else _pickled(store, "the store of client state")]

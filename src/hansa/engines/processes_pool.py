@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from hansa.core.errors import InputError
-from hansa.engines.machine import environment
+from hansa.engines.machine import environment, refuse_unimportable
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -27,6 +27,7 @@ class Process:
     def __init__(self, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         if getattr(multiprocessing.current_process(), "_inheriting", False):
             raise InputError(f"engine processes: {GUARD}")
+        refuse_unimportable("processes")
         self.pipe, theirs = _context.Pipe()
         # Daemons are ended with the parent whatever happens, and may not start processes of their own.
         self.process = _context.Process(target=target, args=(theirs, *arguments), daemon=True)

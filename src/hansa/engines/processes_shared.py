@@ -1,6 +1,7 @@
 """Large arrays between processes of one machine: pickled out of band (PEP 574) into shared memory, small things beside it.
 
 Every segment is made, grown and removed by the parent. A worker only attaches to it, so a worker that is killed leaves nothing behind.
+Where the parent is killed, Python's resource tracker removes its segments; where that is killed too, the next engine does.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shutil
 import sys
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -25,6 +27,11 @@ from hansa.core.errors import RunFailed
 
 SMALL = 4096
 """Buffers of fewer bytes stay in the pickle: a copy through the pipe is cheaper than keeping account of them."""
+
+FOLDER = Path("/dev/shm")
+"""Where Linux keeps shared memory as files; other systems have no such place, and no limit of its size."""
+
+PREFIX = "hansa-"
 
 ALIGNMENT = 64
 """Bytes: a cache line, and the widest vector register."""
@@ -122,7 +129,8 @@ class Segment:
         self.close()
         size = 1 << (size - 1).bit_length() if size < 1 << 24 else size + size // 8
         _refuse_more_than_free(size)
-        self._shared = SharedMemory(f"hansa-{os.getpid()}-{token_hex(4)}", create=True, size=size)
+        self._shared = SharedMemory(f"{PREFIX}{os.getpid()}-{token_hex(4)}", create=True, size=size)
+        _hold(self._shared)
         self._remove = weakref.finalize(self, _unlink, self._shared, os.getpid())
 
     def close(self) -> None:
@@ -137,12 +145,37 @@ def _unlink(shared: SharedMemory, owner: int) -> None:
         shared.unlink()
 
 
+def _hold(shared: SharedMemory) -> None:
+    """Show to processes of other containers, to whom the number of this one says nothing, that the segment has an owner."""
+    if sys.platform == "linux":
+        import fcntl
+
+        number = os.open(FOLDER / shared.name, os.O_RDONLY)
+        fcntl.flock(number, fcntl.LOCK_SH)
+        weakref.finalize(shared, os.close, number)
+
+
+def sweep() -> None:
+    """Remove this user's segments whose owners are gone: killed together with all that would have cleaned up after them."""
+    if sys.platform != "linux":
+        return
+    import fcntl
+
+    for path in FOLDER.glob(f"{PREFIX}*-*"):
+        owner = path.name.removeprefix(PREFIX).partition("-")[0]
+        if not owner.isdigit() or Path(f"/proc/{owner}").exists():
+            continue
+        # Swept by another one, or another user's, or held by a process of another container.
+        with suppress(FileNotFoundError, PermissionError, BlockingIOError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+
+
 def _refuse_more_than_free(size: int) -> None:
     # Memory that is promised but not there would kill the process with SIGBUS when it is written, without a word.
-    folder = Path("/dev/shm")  # where Linux keeps shared memory; other systems have no limit of this kind
-    if folder.is_dir() and shutil.disk_usage(folder).free < size:
+    if FOLDER.is_dir() and shutil.disk_usage(FOLDER).free < size:
         raise RunFailed(
-            f"engine processes: {size:,} bytes of shared memory are needed and {folder} has {shutil.disk_usage(folder).free:,} free; "
+            f"engine processes: {size:,} bytes of shared memory are needed and {FOLDER} has {shutil.disk_usage(FOLDER).free:,} free; "
             "make it larger (for containers: --shm-size), or write engine.name = 'inline'"
         )
 

@@ -110,7 +110,7 @@ def serve(pipe: Connection, setup: Setup) -> None:
     except Exception as error:  # noqa: BLE001  # the parent raises it
         _leave_broken(pipe, error)
     worker = Worker(learner, clients, store)
-    pipe.send(("ready",))
+    _say(pipe, ("ready",))
     inbox, outbox, receiver = Attached(), _Outbox(pipe), Receiver()
     call: Any = None
     ahead = _Ahead(worker, setup.own)
@@ -169,8 +169,15 @@ def leave() -> NoReturn:
 
 
 def _leave_broken(pipe: Connection, error: Exception) -> NoReturn:
-    pipe.send(("broken", f"{type(error).__name__}: {error}", traceback.format_exc()))
+    _say(pipe, ("broken", f"{type(error).__name__}: {error}", traceback.format_exc()))
     leave()
+
+
+def _say(pipe: Connection, message: Any) -> None:
+    try:
+        pipe.send(message)
+    except OSError:
+        leave()  # the parent has ended meanwhile, and has said why
 
 
 def _do(call: Any, worker: Worker, block: Block) -> Packed:

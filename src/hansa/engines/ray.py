@@ -20,11 +20,14 @@ from hansa.core.blocks import Block, Client
 from hansa.core.contracts import Call, ClientStore, Collectives, Engine, Result, UnboundLearner
 from hansa.core.errors import InputError, RunFailed
 from hansa.core.updates import Failure
-from hansa.engines.ray_cluster import enter, hear_out, leave, nodes_alive, slots
+from hansa.engines.ray_cluster import enter, hear_out, leave, nodes_alive, refuse_ended, slots
 from hansa.engines.ray_gang import run_gang
 from hansa.engines.remote import Errand, Lacking, Parcels, Sender, do, owner
 
 R = TypeVar("R")
+
+BEAT = 1.0
+"""Seconds without an answer after which the engine looks whether its Ray is there. Ray itself ends a process that has lost it."""
 
 LARGE = 100 * 1024
 """Bytes above which Ray moves an argument through its object store; a round's call is then put there once, for all workers."""
@@ -186,7 +189,8 @@ class RayEngine:
     def _listen(self) -> list[_Seat]:
         """Seats whose answers are there, at least one."""
         busy = {seat.answer: seat for seat in self._seats if seat.block is not None}
-        self._ray.wait(list(busy), num_returns=1)
+        while not self._ray.wait(list(busy), num_returns=1, timeout=BEAT)[0]:
+            refuse_ended()
         return [busy[answer] for answer in self._ray.wait(list(busy), num_returns=len(busy), timeout=0)[0]]
 
     def _hear(self, seat: _Seat, sender: Sender, deaths: Counter[int]) -> Result | None:

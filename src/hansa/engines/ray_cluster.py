@@ -133,6 +133,17 @@ def leave() -> None:
         _give_back_handler()
 
 
+def refuse_ended() -> None:
+    """RunFailed where the Ray that was begun here has lost a process that it cannot be without: soon Ray would end this process too,
+    without a word."""
+    node = import_ray()._private.worker._global_node
+    for kind, process in () if node is None else node.dead_processes():
+        if kind in ("raylet", "gcs_server"):
+            code = process.returncode
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+            raise RunFailed(f"engine ray: the {kind} of the Ray on this machine {how}; the run can be resumed with another Ray")
+
+
 def hear_out(answers: Sequence[Any]) -> None:
     """Take what nobody waits for any more: Ray prints an error that was never asked for."""
     ray = import_ray()
@@ -181,7 +192,7 @@ def import_ray() -> Any:
 def probed(address: str) -> str:
     """The address as Ray takes it. InputError where nothing listens there that may be a Ray: Ray itself asks for minutes."""
     if address == "auto":
-        return address
+        return _probed_found()
     host, port = _place(address)
     client = address.startswith(CLIENT)
     if port == (PORT if client else CLIENT_PORT):
@@ -202,6 +213,19 @@ def probed(address: str) -> str:
             f"'host:{PORT}' from its own nodes and '{CLIENT}host:{CLIENT_PORT}' from elsewhere"
         ) from error
     return address if client else f"{host}:{port}"
+
+
+def _probed_found() -> str:
+    """The address of the Ray that Ray itself finds, probed; where it finds none, "auto", of which it says so at once."""
+    try:
+        found: str = import_ray()._private.services.get_ray_address_from_environment("auto", None)
+    except ConnectionError:
+        return "auto"
+    try:
+        return probed(found)
+    except InputError as error:
+        why = str(error).partition(": ")[2]
+        raise InputError(f"engine.address = 'auto': Ray finds {found!r}, and {why}") from error
 
 
 def _greet(wire: socket.socket) -> None:

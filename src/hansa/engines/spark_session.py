@@ -36,6 +36,9 @@ LEAVE = 10.0
 """Seconds that a Java process is given to end."""
 
 LOCAL = re.compile(r"local(-cluster)?(\[.*\])?")
+MASTERS = ("spark://", "sc://", "k8s://", "local")
+"""How an address begins that Spark takes for a master, or Spark Connect for a server; beside "yarn"."""
+
 ONCE = re.compile(r"local(\[[^,\]]*\])?")
 
 
@@ -127,6 +130,11 @@ def open_spark(address: str, workers: int) -> Cluster:
         raise missing_extra("pyspark", "spark") from error
     if address.startswith("sc://"):
         return _connected(address)
+    if address and address != "yarn" and not address.startswith(MASTERS):
+        raise InputError(
+            f"engine.address = {address!r}: is not the address of a Spark (write 'spark://host:7077', 'sc://host:15002', 'yarn', "
+            "'k8s://host:6443' or 'local[2,4]')"
+        )
     if ONCE.fullmatch(address):
         raise InputError(
             f"engine.address = {address!r}: lets no task fail, so that the first worker that is lost ends the run "

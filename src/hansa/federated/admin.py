@@ -15,7 +15,7 @@ from hansa import job as jobs
 from hansa.core.errors import InputError, RunFailed
 from hansa.federated.client import addresses_of, known_addresses
 from hansa.federated.home import Home
-from hansa.federation.credentials import Credentials
+from hansa.federation.credentials import BUNDLE, Credentials
 from hansa.federation.identity import Role
 from hansa.federation.link import GONE, Link, Refused, cause
 from hansa.federation.protocol import PROTOCOL
@@ -36,16 +36,20 @@ class Event:
 class Admin:
     """A connection with the certificate of an administrator, or of a viewer, which may only look.
 
-    home: of a member that joined with such a token, or the folder of a server on this machine.
+    home:    of a member that joined with such a token, or the folder of a server on this machine; not needed with ``pki``.
+    address: host:port of the server, several with commas between them; as the home knows it where it is left out.
+    pki:     an own PKI's credentials of the administrator or viewer, for a server that has some too.
     """
 
-    def __init__(self, home: str | Path, address: str = "") -> None:
-        place = Home(home, made=False)
-        own = place.path / "admin"
-        folder = own if own.is_dir() else place.path
-        addresses = addresses_of(address) if address else known_addresses(folder)
+    def __init__(self, home: str | Path = "", address: str = "", pki: Credentials | None = None) -> None:
+        if pki is None:
+            folder = _credentials_of(home)
+            addresses = addresses_of(address) if address else known_addresses(folder)
+            pki = Credentials.load(folder)
+        elif not (addresses := addresses_of(address)):
+            raise InputError("--address: none was given, and with an own PKI no home knows the server; write --address HOST:PORT")
         self.address = ",".join(addresses)
-        self._link = Link(addresses, Credentials.load(folder))
+        self._link = Link(addresses, pki)
 
     def __enter__(self) -> Admin:
         return self
@@ -107,3 +111,19 @@ class Admin:
             raise InputError(str(error)) from None
         except grpc.RpcError as error:
             raise RunFailed(f"the server at {self.address} cannot be reached ({cause(error)}); is it running?") from None
+
+
+def _credentials_of(home: str | Path) -> Path:
+    """The folder of a home in which an administrator's credentials are. InputError where no home was given."""
+    if not str(home):
+        raise InputError(
+            "--home: none was given; name the folder of a member that joined, or give --key, --certificate and --believe of an own PKI"
+        )
+    place = Home(home, made=False)
+    own = place.path / "admin"
+    if own.is_dir() and not (own / BUNDLE).exists():
+        raise InputError(
+            f"--home {home}: is a server's, and holds no administrator's credentials, as with an own PKI; give an administrator's "
+            "--key, --certificate and --believe, and --address HOST:PORT"
+        )
+    return own if own.is_dir() else place.path

@@ -45,6 +45,13 @@ log = logging.getLogger("hansa.federation.client")
 
 ADDRESS, PENDING = "server.toml", "joining.pem"
 
+_MEANT = {
+    "relay": "hansa relay",
+    "admin": "hansa submit, runs, watch and stop",
+    "viewer": "hansa runs and watch",
+    "server": "hansa server",
+}
+"""What the home of a member of another role is for."""
 
 SHOWN = 20
 """Names of columns that a client's log begins with, at most."""
@@ -143,6 +150,13 @@ class Client:
         self.credentials = pki or (None if name else Credentials.load(self.home.path))
         self._renews = pki is None
         self.name = name or _member(self.credentials).name
+        if self.credentials is not None and (role := self.credentials.identity.role) != "client":
+            if pki is not None:
+                raise InputError(f"--certificate: has the role {role!r}; a client needs one whose organisational unit is 'client'")
+            raise InputError(
+                f"--home {home}: has joined as a {role}, which is for {_MEANT[role]}; a client needs a token of its own, and a home "
+                "of its own (hansa token --name NAME)"
+            )
         self.addresses = addresses_of(address) if address else known_addresses(self.home.path)
         self.policy, self._policy_of = read_policy(policy, self.home.path)
         self.stop = threading.Event()
@@ -280,7 +294,10 @@ def known_addresses(home: Path) -> tuple[str, ...]:
     """Where the member of a home reaches its server. InputError where it has not joined."""
     path = home / ADDRESS
     if not path.exists():
-        raise InputError(f"--home {home}: has not joined a federation (write: hansa join ADDRESS TOKEN --home {home})")
+        raise InputError(
+            f"--home {home}: has not joined a federation (write: hansa join ADDRESS TOKEN --home {home}; if it is a server's, that one has "
+            "not begun to serve yet)"
+        )
     try:
         address = tomllib.loads(path.read_text("utf-8"))["address"]
         if not isinstance(address, str) or not (found := addresses_of(address)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import ipaddress
 import logging
 import socket
@@ -24,7 +25,7 @@ from hansa.federated.client import ADDRESS
 from hansa.federated.home import Home
 from hansa.federated.playable import name_of, options_of, playable
 from hansa.federated.player import LOOK, NO_ROOM, Player, no_room
-from hansa.federated.watched import WatchedServer, loop_serves
+from hansa.federated.watched import WatchedServer, loop_serves, try_store
 from hansa.federation.audit import Audit
 from hansa.federation.authority import Authority
 from hansa.federation.blobs import Blobs, open_blobs
@@ -43,6 +44,9 @@ log = logging.getLogger("hansa.federation.server")
 
 LEFT = 3 * 3600.0
 """Seconds since anybody touched a blob or an upload that nothing names, when it is removed."""
+
+GRACE = 1.0
+"""Seconds for which a server that stops answers the calls that have begun; who waits for tasks has its answer at once."""
 
 RENEWED = timedelta(days=30)
 """What is left of the server's own certificate when it is replaced."""
@@ -121,6 +125,9 @@ class Server:
             lambda text: name_of(text, own=text == self._text), self._limits,
             self._insecure, self._pki is not None,
         )  # fmt: skip
+        # Servers that share a store share its authority, but not with an own PKI or without TLS; nothing tells whose it is then.
+        owner = "" if self._pki or self._insecure else hashlib.sha256(ca.certificate).hexdigest()
+        try_store(store, blobs or str(self.home.path / "blobs"), self._owner, owner)
         host = self._listen.rpartition(":")[0]
         hosts = (*self._hosts, *([] if host in ("0.0.0.0", "[::]") else [host.strip("[]")]), socket.gethostname())
         mine = self._pki or ca.server(hosts)
@@ -146,7 +153,7 @@ class Server:
         while True:
             try:
                 blobs.sweep(state.blobs_in_use(), LEFT)
-            except (OSError, InputError, OperationalError) as error:
+            except Exception as error:  # noqa: BLE001  # whatever an object store's driver raises, this ends with the server alone
                 log.warning("the blobs cannot be swept (%s); trying again in an hour", error)
             if self._over.wait(3600):
                 return
@@ -203,6 +210,9 @@ class Server:
         """Answer no longer. What was acknowledged is kept; a run that is under way goes on with the next start."""
         self._over.set()
         if self._loop is not None and self._serving is not None:
+            if self._office is not None:
+                self._office.closing.set()
+                self._office.bell.ring()
             asyncio.run_coroutine_threadsafe(_close(*self._serving), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             if self._thread is not None:
@@ -340,7 +350,7 @@ class Server:
 
 
 async def _close(server: Any, background: list[Any]) -> None:
-    await server.stop(0.2)
+    await server.stop(GRACE)
     for task in background:
         task.cancel()
     await asyncio.gather(*background, return_exceptions=True)

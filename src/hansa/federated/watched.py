@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import time
@@ -171,6 +172,24 @@ def blobs_take(blobs: Blobs, name: str) -> Check:
         good_until = time.monotonic() + BLOBS_EVERY
 
     return check
+
+
+def try_store(blobs: Blobs, where: str, name: str, owner: str) -> None:
+    """InputError for a store that does not take a blob, which would else be found out by the first client's result; and for one of
+    another owner, whose blobs would be removed as those that nobody names. owner: common to all who share it, empty for no claim."""
+    try:
+        blobs_take(blobs, name)()
+        claimed = blobs.claim(owner) if owner else owner
+    except Exception as error:  # whatever an object store's driver raises
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(f"blobs {where}: cannot be written ({said}); name a place that is there and may be written") from None
+    if claimed != owner:
+        raise InputError(
+            f"blobs {where}: belong to a server or relay with another authority, and whatever the database of this one does not name "
+            "would be removed there; name a place of its own, or, for servers on one database, the same --authority"
+        )
 
 
 def loop_serves(loop: Callable[[], asyncio.AbstractEventLoop | None], address: Callable[[], str]) -> Check:

@@ -66,6 +66,10 @@ class Blobs(Protocol):
         """
         ...
 
+    def claim(self, owner: str) -> str:
+        """Whose store this is: ``owner``, unless somebody else has claimed it before."""
+        ...
+
     def sweep(self, keep: Collection[str], older_than: float) -> int:
         """Remove the blobs that are not to be kept, and uploads and scratch files nobody goes on with, last touched more than
         ``older_than`` seconds ago. Returns how many blobs."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from hansa.core.errors import InputError
 from hansa.federation.blob import STEP, Blob, MissingBlob, blob_of, check_digest, chunks_of, is_digest, touched
-from hansa.federation.folders import Folder
+from hansa.federation.folders import OWNER, Folder
 from hansa.federation.uploads import Partial
 
 GRACE = 60.0
@@ -119,6 +119,14 @@ class Bucket:
 
     def partial(self, digest: str, owner: str, size: int, limit: int) -> Partial:
         return self._folder._begin(digest, owner, size, limit, self._take)
+
+    def claim(self, owner: str) -> str:
+        path = f"{self._root}/{OWNER}"
+        try:
+            return str(self._system.cat_file(path).decode())
+        except FileNotFoundError:
+            self._system.pipe_file(path, owner.encode())
+            return owner
 
     def sweep(self, keep: Collection[str], older_than: float) -> int:
         self._folder.sweep(keep, older_than)

@@ -90,11 +90,13 @@ def work(desk: Desk, forever: bool = True) -> int:
     """
     seats: OrderedDict[str, Seat] = OrderedDict()
     begun: set[str] = set()
-    done, last_said, greeted = 0, "", False
+    done, last_said, greeted, rests = 0, "", False, False
 
     def said(what: str) -> None:
         nonlocal last_said
-        if what != last_said:
+        if rests and not last_said:
+            log.info("%s: %s; it had no run left, and is waited for", desk.name, what, extra={"client": desk.name})
+        elif not rests and what != last_said:
             log.warning("%s: %s; trying again", desk.name, what, extra={"client": desk.name})
         last_said = what
 
@@ -120,6 +122,7 @@ def work(desk: Desk, forever: bool = True) -> int:
                     "%s: the server has no run left; over: %s", desk.name, ", ".join(sorted(begun)), extra={"client": desk.name}
                 )
                 begun.clear()
+            rests = reply.idle
         except Interrupted:
             break
         if reply.idle and not forever and done:

@@ -21,7 +21,7 @@ from hansa.core.files import private_folder, replace_file
 from hansa.federation import certificates, tokens
 from hansa.federation.identity import Identity, checked_name, identity_in, identity_of
 
-_BUNDLE = "credentials.pem"
+BUNDLE = "credentials.pem"
 _MARKS = (b"# Hansa: key\n", b"# Hansa: certificate\n", b"# Hansa: authority\n")
 
 
@@ -66,12 +66,12 @@ class Credentials:
         """Keep them in a folder, which becomes private. A crash leaves those before or these, never a part."""
         private_folder(folder)
         parts = zip(_MARKS, (self.key, self.certificate, self.authority), strict=True)
-        replace_file(folder / _BUNDLE, (mark + content.rstrip() + b"\n" for mark, content in parts))
+        replace_file(folder / BUNDLE, (mark + content.rstrip() + b"\n" for mark, content in parts))
 
     @classmethod
     def load(cls, folder: Path) -> Credentials:
         """What :meth:`save` has kept. InputError where there is nothing, or it is damaged or out of date."""
-        path = folder / _BUNDLE
+        path = folder / BUNDLE
         pattern = b"(.*)".join(re.escape(mark) for mark in _MARKS) + b"(.*)"
         try:
             found = re.fullmatch(pattern, path.read_bytes(), re.DOTALL)

@@ -15,6 +15,11 @@ from sqlalchemy.exc import ArgumentError, OperationalError
 from hansa.core.errors import InputError
 
 
+def reason(error: Exception) -> str:
+    """Why a database cannot be used, in one line of its own words, without the text of the statement."""
+    return (str(getattr(error, "orig", error)).strip() or type(error).__name__).splitlines()[0]
+
+
 class Database:
     """See the module. Safe to use from many threads."""
 
@@ -36,13 +41,13 @@ class Database:
                 _make_private(engine)
             _migrate(engine)
         except (OperationalError, ArgumentError, ImportError) as error:
-            said = str(getattr(error, "orig", error)).strip().splitlines()[0]
-            if isinstance(getattr(error, "orig", None), sqlite3.OperationalError):
-                said += "; its disk may be full or read-only: make room there"
-            raise InputError(
-                f"database {_without_password(url)}: cannot be used ({said}); give an SQLAlchemy URL, such as "
-                "postgresql+psycopg://user@host/hansa"
-            ) from None
+            if not isinstance(error, OperationalError):
+                hint = "give an SQLAlchemy URL, such as postgresql+psycopg://user@host/hansa"
+            elif isinstance(error.orig, sqlite3.OperationalError):
+                hint = "its disk may be full or read-only: make room there"
+            else:
+                hint = "see that it runs, and that host, user, password and name are right"
+            raise InputError(f"database {_without_password(url)}: cannot be used ({reason(error)}); {hint}") from None
         return cls(engine)
 
     def close(self) -> None:

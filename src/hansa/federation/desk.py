@@ -8,6 +8,7 @@ import logging
 from collections import defaultdict
 from typing import Any
 
+from hansa.federation.database import reason
 from hansa.federation.faults import reached
 from hansa.federation.office import Office
 from hansa.federation.state import Reported, RunRow, Task
@@ -50,10 +51,12 @@ class Desk:
 
     async def keep(self) -> None:
         """Look at the database again and again; ends when it is cancelled."""
+        said = ""
         while True:
             self._changed.clear()
             try:
                 await self.look()
+                said = ""
                 try:
                     await asyncio.wait_for(self._changed.wait(), LOOK)
                 except TimeoutError:
@@ -61,7 +64,9 @@ class Desk:
                 if turned_away := self._office.handshakes.failed():
                     await asyncio.to_thread(self._office.audit.write, "unknown", "refused", connections=turned_away, why=NO_CALL)
             except Exception as error:  # noqa: BLE001  # a database that is away for a moment must not end this
-                log.warning("the database cannot be asked (%s); trying again", error)
+                if (why := reason(error)) != said:
+                    log.warning("the database cannot be asked (%s); trying again", why)
+                said = why
                 await asyncio.sleep(LOOK)
 
     async def look(self) -> None:
@@ -82,7 +87,12 @@ class Desk:
         self._answered -= known
         before, self.open = self.open, new
         for client, events in self._waiting.items():
-            if self.idle or lost or [t.id for t in new.get(client, [])] != [t.id for t in before.get(client, [])]:
+            if (
+                self.idle
+                or lost
+                or self._office.closing.is_set()
+                or [t.id for t in new.get(client, [])] != [t.id for t in before.get(client, [])]
+            ):
                 for event in events:
                     event.set()
 

@@ -39,7 +39,7 @@ class Doors:
         except InputError as error:
             await self.refuse(context, "", "unknown", str(error))
         if who.role not in roles:
-            await self.refuse(context, who.name, who.role, f"a {who.role} may not call this")
+            await self.refuse(context, who.name, who.role, f"the role {who.role} may not do this ({', '.join(roles)} may)")
         if who.role != "joining" and not self.knows(who):
             if self._office.insecure or (self._office.own_pki and who.serial not in self._desk.revoked):
                 expires = who.expires.timestamp()

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from hansa.core.errors import InputError
-from hansa.core.files import sync_folder
+from hansa.core.files import replace_file, sync_folder
 from hansa.federation.blob import STEP, Blob, MissingBlob, blob_of, check_digest, chunks_of, touched
 from hansa.federation.uploads import Partial
+
+OWNER = "owner"
+"""Name of the file that says whose store it is."""
 
 UPLOADS = 8
 """Uploads in progress that are kept for one owner; the oldest is given up for another one."""
@@ -131,6 +134,12 @@ class Folder:
         idle = sorted((other for other in others if other not in self._writing), key=touched)
         for oldest in idle[: max(0, len(others) + 1 - UPLOADS)]:
             oldest.unlink(missing_ok=True)
+
+    def claim(self, owner: str) -> str:
+        path = self.root / OWNER
+        if not path.exists():
+            replace_file(path, [owner.encode()])
+        return path.read_text("utf-8")
 
     def sweep(self, keep: Collection[str], older_than: float) -> int:
         before, removed = time.time() - older_than, 0

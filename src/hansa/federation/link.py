@@ -150,6 +150,8 @@ class Link:
             except Interrupted:
                 continue
             except grpc.RpcError as error:
+                if stop is not None and stop.is_set():
+                    raise Interrupted from None  # it was this process that hung up
                 said(f"the server cannot be reached ({cause(error)})")
                 if time.monotonic() - began > 2 * LONGEST_PAUSE:
                     pause = 0.2  # it had worked for a while
@@ -192,6 +194,8 @@ _CAUSES = (
     ("Connection refused", "nothing listens there"),
     ("Domain name not found", "there is no host of that name"),
     ("Cancelling all calls", "it was stopped"),
+    ("Stream removed", "the connection broke off"),
+    ("Socket closed", "the connection broke off"),
     ("WRONG_VERSION_NUMBER", "it speaks no TLS"),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ class Office:
     submitted: called with a job's text, its name or InputError: what a job must be to be taken.
     insecure:  no TLS: callers are who they say they are.
     own_pki:   whoever has a certificate of the authority that TLS believes is a member.
+    closing:   set when this process is about to answer no longer: who waits for tasks waits no longer, and hears whether a run is left.
     """
 
     state: State
@@ -49,6 +51,7 @@ class Office:
     insecure: bool = False
     own_pki: bool = False
     handshakes: Handshakes = field(default_factory=Handshakes)
+    closing: threading.Event = field(default_factory=threading.Event)
 
 
 def submit(office: Office, job: str, by: str, how: Literal["anew", "again", "once"] = "anew") -> str:

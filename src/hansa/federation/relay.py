@@ -45,6 +45,29 @@ BREATH = 0.02
 """Seconds in which answers that come close together are awaited, so that they are looked at together."""
 
 
+class _Line:
+    """What a relay's log tells of the line to its server: that it is there, why it is not, and that it is there again."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._greeted, self._last = False, ""
+        self.rests = False
+
+    def broke(self, name: str, what: str) -> None:
+        with self._lock:
+            if self.rests and not self._last:
+                log.info("%s: %s; it had no run left, and is waited for", name, what)
+            elif not self.rests and what != self._last:
+                log.warning("%s: %s; trying again", name, what)
+            self._last = what
+
+    def answered(self, name: str, address: str) -> None:
+        with self._lock:
+            if not self._greeted or self._last:
+                log.info("%s: connected to %s%s", name, address, " again" if self._greeted else "")
+            self._greeted, self._last = True, ""
+
+
 @dataclass(frozen=True)
 class Post:
     """Everything a relay works with.
@@ -63,10 +86,13 @@ class Post:
     news: threading.Event = field(default_factory=threading.Event)
     held: set[str] = field(default_factory=set)
     singly: set[str] = field(default_factory=set)
+    line: _Line = field(default_factory=lambda: _Line())
 
     def ask(self, call: Callable[[Any, Any], Any]) -> Any:
         """Call the server until it answers. Raises Refused, and Interrupted once the relay is to stop."""
-        return self.link.call(call, self.stop, lambda what: log.warning("%s: %s; trying again", self.name, what))
+        reply = self.link.call(call, self.stop, lambda what: self.line.broke(self.name, what))
+        self.line.answered(self.name, self.link.address)
+        return reply
 
     def end(self) -> None:
         """Let all parts of the relay end soon."""
@@ -117,6 +143,7 @@ def _listen(post: Post) -> None:
             _take(post, reply.tasks)
         if reply.idle:
             _rest(post)
+        post.line.rests = reply.idle
         if gone or reply.tasks or reply.idle:
             office.bell.ring()
             office.reported.ring()
@@ -157,6 +184,7 @@ def _fetch(post: Post, task: Any, folder: Path) -> None:
     if run is None:
         path = post.ask(lambda federation, _: transfer.download(federation, task.job, folder, JOB_BYTES))
         state.relayed(task.run, path.read_text("utf-8"), post.owner)
+        log.info("%s: passes on the tasks of run %s", post.name, task.run, extra={"run": task.run})
     elif run.status != "running":
         state.relayed(task.run, run.job, post.owner)
     if not blobs.has(task.call.digest):
@@ -170,6 +198,7 @@ def _rest(post: Post) -> None:
     for run in state.runs():
         if run.status == "running" and run.id not in busy:
             state.finish(run.id, post.owner, "finished", "the server's run is over")
+            log.info("%s: the server's run %s is over", post.name, run.id, extra={"run": run.id})
             _forget(post, run.id)
 
 
@@ -195,6 +224,9 @@ def _tell(post: Post) -> None:
             request = pb.NextRequest(protocol=PROTOCOL, behind=behind, held=sorted(held - post.held))
             try:
                 reply = post.link.once(lambda federation, _: federation.Next(request))  # noqa: B023  # called before the loop goes on
+                post.line.answered(post.name, post.link.address)
+                if silent.keys() - named:
+                    log.info("%s: speaks for %s", post.name, ", ".join(sorted(silent.keys() - named)))
                 named, last = set(silent), time.monotonic()
                 post.held.clear()
                 post.held.update(held)

@@ -93,7 +93,7 @@ class FederationService(rpc.FederationServicer):
             return pb.NextReply(wanted=[id for id in request.working if id in mine])
         until = time.monotonic() + LONGEST_WAIT
         while not self._desk.open.get(who.name) and (left := until - time.monotonic()) > 0:
-            if self._desk.idle and left < LONGEST_WAIT - 1:
+            if self._office.closing.is_set() or (self._desk.idle and left < LONGEST_WAIT - 1):
                 break
             await self._desk.wait(who.name, min(left, LONGEST_WAIT))
             if not self._doors.knows(who):
@@ -104,7 +104,7 @@ class FederationService(rpc.FederationServicer):
 
     async def _next_of_relay(self, request: Any, who: Identity, context: Any) -> Any:
         known = set(request.working)
-        if {task.id for task in self._desk.open.get(who.name, [])} == known:
+        if {task.id for task in self._desk.open.get(who.name, [])} == known and not self._office.closing.is_set():
             # Until any change: an exchange that is played again has tasks of the same names, which the relay believes to be over.
             await self._desk.wait(who.name, LONGEST_WAIT)
             if not self._doors.knows(who):

@@ -62,8 +62,26 @@ def _pairs(module: nn.Sequential) -> dict[str, str]:
     return plan if open_ is None else {**plan, open_: "gathered"}
 
 
+def refuse_uneven(module: nn.Module, plan: Mapping[str, str], members: int) -> None:
+    """InputError for a linear layer of a pair that so many members cannot cut into equal parts: what each has of the first would not
+    fit to what it has of the second."""
+    for name, layer in module.named_modules():
+        style = plan.get(name)
+        if style in ("colwise", "rowwise") and isinstance(layer, nn.Linear):
+            side, width = ("outputs", layer.out_features) if style == "colwise" else ("inputs", layer.in_features)
+            if width % members:
+                raise InputError(
+                    f"parallel: tensor = {members} does not divide the {width} {side} of the layer {name!r}, which is cut {style} (write "
+                    "a factor that does, or leave the layer out of algorithm.tensor_plan)"
+                )
+
+
 def split_layers(module: nn.Module, mesh: DeviceMesh, plan: Mapping[str, str]) -> None:
-    """Cut the layers of the plan over the members of the mesh, in place. Layers that this stage does not have are left to others."""
+    """Cut the layers of the plan over the members of the mesh, in place. Layers that this stage does not have are left to others.
+
+    Raises as :func:`refuse_uneven`.
+    """
+    refuse_uneven(module, plan, mesh.size())
     own = {name for name, _ in module.named_modules()}
     styles: dict[str, Any] = {
         "colwise": ColwiseParallel, "rowwise": RowwiseParallel, "gathered": lambda: ColwiseParallel(output_layouts=Replicate()),
