@@ -68,6 +68,8 @@ BAD = {
     "unknown key": (("rounds.cuont=3",), "rounds: unknown key 'cuont' (did you mean 'count'?)"),
     "unknown table": (("algoritm.mu=3",), "job: unknown key 'algoritm' (did you mean 'algorithm'?)"),
     "unknown algorithm": (("algorithm.name=fedavgg",), "did you mean 'fedavg'?"),
+    "a paper's name": (("algorithm.name=fedadam",), "write algorithm.name = 'fedavg' and algorithm.server = 'adam'"),
+    "another one": (("algorithm.name=fedsgd",), "write algorithm.name = 'gradient_descent'"),
     "unknown option": (("algorithm.nu=1",), "algorithm: unknown key 'nu'"),
     "nested key": (("algorithm.local.epoch=1",), "algorithm.local: unknown key 'epoch' (did you mean 'epochs'?)"),
     "no rounds": (("rounds.count=0",), "rounds.count = 0: input should be greater than or equal to 1"),

@@ -41,6 +41,14 @@ CONTRACTS: Mapping[Any, Part] = {UnboundLearner: LEARNER}
 """Contracts that a field may name as its type: it then takes whatever is installed in that group."""
 
 
+_FEDOPT = {"fedadagrad": "adagrad", "fedadam": "adam", "fedavgm": "momentum", "fedyogi": "yogi"}
+ELSEWHERE: Mapping[tuple[str, str], str] = {
+    **{("algorithm", name): f"algorithm.name = 'fedavg' and algorithm.server = {server!r}" for name, server in _FEDOPT.items()},
+    ("algorithm", "fedsgd"): "algorithm.name = 'gradient_descent'",
+}
+"""Names of papers for what has another name in a job: what to write."""
+
+
 @cache
 def registry(group: str) -> dict[str, EntryPoint]:
     """name -> entry point of everything installed in a group."""
@@ -52,7 +60,9 @@ def find(group: str, name: str) -> type:
     """The class of a group with that name; InputError with a did-you-mean."""
     points = registry(group)
     if name not in points:
-        raise InputError(f"{group}.name = {name!r}: there is no such {group}{did_you_mean(name, points)}")
+        instead = ELSEWHERE.get((group, name))
+        hint = did_you_mean(name, points) if instead is None else f" (write {instead})"
+        raise InputError(f"{group}.name = {name!r}: there is no such {group}{hint}")
     found: type = points[name].load()
     return found
 

@@ -116,6 +116,15 @@ def test_a_token_of_another_federation_ends_at_once(two: tuple[Server, Server], 
     Client.join(two[1].address, two[1].token("a"), tmp_path / "a")  # and where it belongs it is good
 
 
+def test_what_is_secret_need_not_stand_on_a_command_line(two: tuple[Server, Server], tmp_path: Path) -> None:
+    words = ["join", two[0].address, "-", "--home", str(tmp_path / "piped")]
+    said = CliRunner().invoke(main, words, input=two[0].token("piped") + "\n")
+    assert said.exit_code == 0 and "piped" in said.output, said.output
+    serving = ["server", "--home", str(tmp_path / "server")]
+    refused = CliRunner().invoke(main, serving, env={"HANSA_DATABASE": "nonsense://me:secret@host/hansa"})
+    assert refused.exit_code == 2 and "give an SQLAlchemy URL" in refused.output and "secret" not in refused.output
+
+
 def test_one_of_several_addresses_is_enough(two: tuple[Server, Server], tmp_path: Path) -> None:
     addresses = ",".join([free_address(), two[0].address, two[1].address])
     assert Client.join(addresses, two[1].token("b"), tmp_path / "b").name == "b"

@@ -40,7 +40,7 @@ def serving_options(command: Any) -> Any:
     """What is said of a place that clients call: of a server, and of a relay."""
     said = {
         "--listen": ("HOST:PORT", "Where to serve; port 0 is any free one."),
-        "--database": ("URL", "SQLAlchemy URL.  [default: SQLite in the home]"),
+        "--database": ("URL", "SQLAlchemy URL; the variable HANSA_DATABASE does as well.  [default: SQLite in the home]"),
         "--blobs": ("URL", "Folder or fsspec URL of models and updates.  [default: in the home]"),
         "--authority": ("DIR", "Folder of the authority.  [default: in the home]"),
         "--metrics": ("HOST:PORT", "Serve Prometheus metrics, /healthz and /readyz there."),
@@ -48,7 +48,10 @@ def serving_options(command: Any) -> Any:
     command = pki_options(command)
     for name, (metavar, text) in reversed(said.items()):
         default = "127.0.0.1:9443" if name == "--listen" else ""
-        command = click.option(name, default=default, show_default=bool(default), metavar=metavar, help=text)(command)
+        variable = "HANSA_DATABASE" if name == "--database" else None  # a command line is read by everyone on the machine
+        command = click.option(name, default=default, show_default=bool(default), metavar=metavar, envvar=variable, help=text)(
+            command
+        )
     hosts = "A name or address by which clients reach it; repeatable."
     return click.option("--host", "hosts", multiple=True, metavar="NAME", help=hosts)(command)
 
@@ -148,10 +151,15 @@ def token(name: str, role: Any, hours: float, as_json: bool, **who: Any) -> None
 @home_option
 @json_option
 def join(address: str, token: str, home: Path, as_json: bool) -> None:
-    """Become a member of a federation: make a key here, and have a certificate issued for it."""
+    """Become a member of a federation: make a key here, and have a certificate issued for it.
+
+    TOKEN may be - to read it from standard input, where a command line is read by others.
+    """
     from hansa.cli import show
     from hansa.federated.client import Client
 
+    if token == "-":
+        token = sys.stdin.readline().strip()
     who = Client.join(address, token, home, lambda why: click.echo(why, err=True))
     until = f"{who.expires:%Y-%m-%d}"
     show.line({"joined as": who.name, "role": who.role, "until": until}, as_json)
