@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,15 @@ def test_a_refusal_names_the_rule_and_ends_the_run(tmp_path: Path) -> None:
     assert "dpo@example.org" in str(told.value)
     log = (tmp_path / "client-002" / "audit.jsonl").read_text()
     assert '"refused"' in log and '"kind":"train"' not in log
+
+
+def test_as_many_rounds_as_the_policy_allows_may_all_be_judged_and_the_best_of_them_again(tmp_path: Path) -> None:
+    kept = {"split": hansa.Split(test=0.2, validation=0.2), "evaluation": hansa.Evaluation(best=True)}
+    given = job(4, algorithm=hansa.FedAvg(local=replace(LOCAL, learning_rate=2.0)), **kept)
+    done = played(given, tmp_path, dict.fromkeys(NAMES, Policy(max_rounds=4)))
+    losses = [record["validation/loss"] for record in done.history]
+    assert len(losses) == 4 and min(losses) < losses[-1]  # else the last round's judgement would be that of the end
+    assert done.metrics["validation/loss"] == min(losses)
 
 
 def test_a_quorum_goes_on_without_those_who_refuse(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_labels_without_a_name_are_none_that_are_allowed() -> None:
 
 def test_as_many_evaluations_as_the_rounds_need_unless_a_policy_says_how_many() -> None:
     for strict, rule, most in (
-        (Policy(max_rounds=3), "max_rounds", 7),
+        (Policy(max_rounds=3), "max_rounds", 8),
         (Policy(max_rounds=3, max_evaluations=20), "max_evaluations", 20),
         (Policy(max_evaluations=0), "max_evaluations", 0),
     ):
@@ -250,7 +250,7 @@ def stricter(first: Policy, second: Policy) -> Policy:
     }
     merged |= {name: least(getattr(first, name), getattr(second, name)) for name in ("max_rounds", "max_epochs", "max_epsilon")}
     counted = [
-        p.max_evaluations if p.max_rounds is None or p.max_evaluations is not None else 2 * p.max_rounds + 1
+        p.max_evaluations if p.max_rounds is None or p.max_evaluations is not None else 2 * p.max_rounds + 2
         for p in (first, second)
     ]
     merged["max_evaluations"] = least(*counted)

@@ -93,7 +93,7 @@ class Refused:
 
 
 JUDGED: Final = 2
-"""Splits on which a model is judged after a round: validation and test."""
+"""Splits on which a model is judged after a round, and at the end the best one: validation and test."""
 
 Names: TypeAlias = tuple[str, ...] | None
 """What is allowed; None for everything, and empty for nothing."""
@@ -117,7 +117,7 @@ class Policy:
     min_rows:           nothing is computed from a split (training, validation, test) with fewer rows at this client.
     evaluation:         whether models may be judged on this client's rows.
     max_evaluations:    of models on this client's rows, one split each, in one run. Left out: what ``max_rounds`` rounds need,
-                        two for each and one at the end; without ``max_rounds`` any number.
+                        two for each and two at the end; without ``max_rounds`` any number.
     contact:            whom to ask for more, told to whoever was refused.
     """
 
@@ -219,7 +219,7 @@ def _max_rounds(policy: Policy, ask: Ask) -> Broken:
     if policy.max_rounds is None:
         return None
     if ask.kind != "train":
-        return None if policy.max_evaluations is not None else _evaluations(JUDGED * policy.max_rounds + 1, ask)
+        return None if policy.max_evaluations is not None else _evaluations(JUDGED * (policy.max_rounds + 1), ask)
     if ask.round is None:
         return f"does not tell which round it is in, and the policy allows {_count(policy.max_rounds, 'round')}", ""
     if ask.round < policy.max_rounds:
