@@ -22,7 +22,20 @@ from hansa.cli.main import main
 from hansa.cli.starter import starter_text
 from hansa.tracking.folder import RunFolder
 
-FEDERATION = ("server", "token", "join", "client", "relay", "submit", "watch", "stop", "members", "revoke", "simulate-federation")
+FEDERATION = (
+    "server",
+    "token",
+    "join",
+    "check",
+    "client",
+    "relay",
+    "submit",
+    "watch",
+    "stop",
+    "members",
+    "revoke",
+    "simulate-federation",
+)
 VERBS = ("run", "resume", "search", "compare", "demo", "each", "report", "runs", "data", "new", "schema", *FEDERATION)
 
 JOB = """

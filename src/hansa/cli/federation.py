@@ -165,6 +165,34 @@ def join(address: str, token: str, home: Path, as_json: bool) -> None:
     show.line({"joined as": who.name, "role": who.role, "until": until}, as_json)
 
 
+@click.command(epilog=_epilog("hansa check job.toml --data mine.toml --policy policy.toml"))
+@job_argument
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="TOML file with a table [data], as for `hansa client`."
+)
+@click.option("--policy", type=click.Path(path_type=Path), help="What jobs may ask.  [default: policy.toml in the home]")
+@click.option("--home", type=click.Path(path_type=Path), help="Of the client, where it has joined.")
+@click.option("--name", default="", help="Of the client, where it has not, and the data hold the rows of several.")
+@json_option
+def check(job: Path, data: Path, policy: Path | None, home: Path | None, name: str, as_json: bool) -> None:
+    """Tell what a job would ask of a client's rows, and what its policy says to that; asks nobody.
+
+    Ends with 3 where the policy refuses.
+    """
+    from hansa.cli import checking
+    from hansa.federated.client import Mine
+    from hansa.federated.consent import read_policy
+    from hansa.federated.foreseen import foresee
+    from hansa.federation.credentials import Credentials
+
+    name = name or ("client" if home is None else Credentials.load(home).identity.name)
+    rules, source = read_policy(policy, home or Path())
+    told = foresee(job, Mine.of(data), rules, name)
+    checking.outlook(told, rules, source, as_json)
+    if told.refused:
+        raise RunFailed(f"the policy {source} refuses this job")
+
+
 @click.command(epilog=_epilog("hansa client --home client/ --data mine.toml"))
 @home_option
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="TOML file with a table [data], as in a job.")
@@ -366,7 +394,7 @@ def simulate_federation(job: Path, home: Path | None, runs: Path, compare: bool,
             raise RunFailed("the federation's params are not those of the simulation")
 
 
-verbs = (server, token, join, client, relay, submit, watch, stop, members, revoke, simulate_federation)
+verbs = (server, token, join, check, client, relay, submit, watch, stop, members, revoke, simulate_federation)
 
 
 class _ended_by_signals:

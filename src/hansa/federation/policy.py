@@ -153,11 +153,12 @@ class Policy:
 
     def refuse(self, ask: Ask) -> Refused | None:
         """The first rule that forbids what is asked, None where all allow it."""
-        for rule, broken in RULES.items():
-            found = broken(self, ask)
-            if found is not None:
-                return self.refused(rule, ask.job, *found)
-        return None
+        return next(iter(self.refusals(ask)), None)
+
+    def refusals(self, ask: Ask) -> tuple[Refused, ...]:
+        """All rules that forbid what is asked."""
+        told = ((rule, broken(self, ask)) for rule, broken in RULES.items())
+        return tuple(self.refused(rule, ask.job, *why) for rule, why in told if why is not None)
 
     def refused(self, rule: str, job: str, why: str, private: str = "") -> Refused:
         """A refusal that says whom to ask. why: the rest of a sentence that begins with the job."""
