@@ -134,7 +134,7 @@ def test_an_administrator_submits_watches_and_stops(tmp_path: Path) -> None:
             Client.join(server.address, server.token("vera", "viewer"), tmp_path / "vera")
             with threads(homes), Admin(tmp_path / "ann") as ann, Admin(tmp_path / "vera") as vera:
                 run = ann.submit(served(given))
-                with pytest.raises(InputError, match="a viewer may not"):
+                with pytest.raises(InputError, match="the role viewer may not"):
                     vera.submit(served(given))
                 kinds = []
                 for event in vera.watch(run):
