@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import warnings
 from errno import EPIPE
 from pathlib import Path
@@ -38,8 +39,7 @@ class Group(click.Group):
     """Turns errors into one line and an exit code; a scheduler's SIGTERM ends a run as Ctrl-C does."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        if "TORCHELASTIC_RUN_ID" not in os.environ:  # a rank that waits for others in native code would not hear of it in Python
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        _heed_schedulers()
         try:
             with warnings.catch_warnings():
                 # Arithmetic that overflows ends a run as Diverged, which says more than NumPy's warnings about it.
@@ -59,6 +59,13 @@ class Group(click.Group):
         except KeyboardInterrupt as stop:
             click.echo("; ".join(["hansa: interrupted", *getattr(stop, "__notes__", ())]), err=True)
             ctx.exit(INTERRUPTED)
+
+
+def _heed_schedulers() -> None:
+    """Have SIGTERM interrupt as Ctrl-C does, unless somebody has decided otherwise."""
+    own = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if own and "TORCHELASTIC_RUN_ID" not in os.environ:  # a rank that waits for others in native code would not hear of it in Python
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def example(text: str) -> str:
