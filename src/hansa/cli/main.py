@@ -64,7 +64,9 @@ class Group(click.Group):
 def _heed_schedulers() -> None:
     """Have SIGTERM interrupt as Ctrl-C does, unless somebody has decided otherwise."""
     own = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if own and "TORCHELASTIC_RUN_ID" not in os.environ:  # a rank that waits for others in native code would not hear of it in Python
+    if (
+        own and "TORCHELASTIC_RUN_ID" not in os.environ
+    ):  # a rank that waits for others in native code would not hear of it in Python
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
